@@ -1,0 +1,189 @@
+"""Which names exist, and who implements them: `bind`, `Deployment`, and what an implementation may ask about its attempt."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from contextvars import ContextVar
+from datetime import datetime
+from types import CodeType, ModuleType
+from typing import Any, Protocol, TypeVar
+
+from attrs import field, frozen
+
+from flowdsl.definition import Activity, Implementation, Workflow, check_activity, check_workflow
+from flowdsl.errors import DeploymentError, FlowError, NotFound
+
+I = TypeVar("I")  # noqa: E741
+A = TypeVar("A")
+E = TypeVar("E")
+
+
+@frozen(eq=False)
+class Binding:
+    """A contract, paired with what carries it out."""
+
+    activity: Activity[Any, Any, Any]
+    implementation: Callable[[Any], Any]
+    is_async: bool
+
+
+def bind(contract: Activity[I, A, E], implementation: Implementation[I, A, E]) -> Binding:
+    """Pairs a contract with an `async` function, or a plain one that is run in a thread, of the same input and result."""
+    call = implementation if inspect.isroutine(implementation) else getattr(implementation, "__call__", implementation)  # noqa: B004
+    return Binding(contract.root, implementation, inspect.iscoroutinefunction(call))
+
+
+class Attempt(Protocol):
+    """One run of an implementation, as it may know it."""
+
+    @property
+    def idempotency_key(self) -> str:
+        """The same on every retry, crash and worker: give it to the outside system."""
+        ...
+
+    @property
+    def number(self) -> int:
+        """From 1; attempts cut short by a crash count."""
+        ...
+
+    @property
+    def tenant(self) -> str: ...
+
+    @property
+    def deadline(self) -> datetime:
+        """When this attempt is given up."""
+        ...
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether its answer is no longer wanted."""
+        ...
+
+    @property
+    def last_heartbeat(self) -> object:
+        """The details of the last heartbeat of an earlier attempt, or None."""
+        ...
+
+    def heartbeat(self, details: object = None) -> None:
+        """Says that it is alive, and what the next attempt should know."""
+        ...
+
+    def transaction(self) -> AbstractAsyncContextManager[Any]:
+        """A connection in a transaction that commits together with this attempt's success, and only then. Transactional activities only."""
+        ...
+
+
+current_attempt: ContextVar[Attempt] = ContextVar("flowdsl_attempt")
+
+
+def this_attempt() -> Attempt:
+    """The attempt that is running. Raises `FlowError` outside an implementation."""
+    try:
+        return current_attempt.get()
+    except LookupError:
+        raise FlowError("this_attempt() is for implementations while an interpreter runs them; there is none here") from None
+
+
+@frozen(eq=False)
+class Deployment:
+    """The workflows that may run here, and who implements their activities.
+
+    Children and activities that the bodies name are found from there. Raises `DeploymentError` with everything that is missing or doubled.
+    """
+
+    workflows: Sequence[Workflow[Any, Any, Any]] = field(converter=tuple)
+    bindings: Sequence[Binding] = field(default=(), converter=tuple)
+    schedules: Sequence[Any] = field(default=(), converter=tuple)
+    webhooks: Sequence[Any] = field(default=(), converter=tuple)
+    _workflows: dict[str, Workflow[Any, Any, Any]] = field(init=False, factory=dict[str, Workflow[Any, Any, Any]])
+    _bindings: dict[str, Binding] = field(init=False, factory=dict[str, Binding])
+
+    def __attrs_post_init__(self) -> None:
+        problems: list[str] = []
+        for binding in self.bindings:
+            if binding.activity.name in self._bindings:
+                problems.append(f"activity {binding.activity.name} is bound twice: keep one bind(...)")
+            self._bindings[binding.activity.name] = binding
+        contracts: dict[str, Activity[Any, Any, Any]] = {}
+        todo = list(self.workflows)
+        while todo:
+            one = todo.pop(0)
+            known = self._workflows.setdefault(one.name, one)
+            if known is not one:
+                problems.append(f"two workflows are named {one.name}: rename one")
+            elif one not in todo:
+                named = list(named_in(one.body))
+                todo += [found for found in named if isinstance(found, Workflow) and found.name not in self._workflows]
+                for found in named:
+                    if isinstance(found, Activity) and contracts.setdefault(found.name, found.root) is not found.root:
+                        problems.append(f"two contracts are named {found.name}: rename one")
+        problems += [f"activity {name} has no implementation: add bind(…, …)" for name in contracts if name not in self._bindings]
+        for check, definitions in ((check_workflow, self._workflows.values()), (check_activity, contracts.values())):
+            problems += _refusals(check, definitions)
+        if problems:
+            raise DeploymentError(problems)
+
+    def workflow(self, name: str) -> Workflow[Any, Any, Any]:
+        """The workflow of that name. Raises `NotFound` with the names there are."""
+        if name not in self._workflows:
+            raise NotFound("workflow", name, list(self._workflows))
+        return self._workflows[name]
+
+    def binding(self, activity: str) -> Binding:
+        """Who implements that activity. Raises `NotFound`."""
+        if activity not in self._bindings:
+            raise NotFound("bound activity", activity, list(self._bindings))
+        return self._bindings[activity]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all workflows, children included."""
+        return tuple(self._workflows)
+
+
+def _refusals(check: Callable[[Any], None], definitions: Iterable[Any]) -> Iterator[str]:
+    for one in definitions:
+        try:
+            check(one)
+        except (FlowError, NameError) as error:
+            yield str(error)
+
+
+def named_in(function: Callable[..., Any]) -> Iterator[Activity[Any, Any, Any] | Workflow[Any, Any, Any]]:
+    """The activities and workflows that a body names, in itself, in its nested functions and in the functions that it calls."""
+    seen: set[int] = set()
+    todo: list[Any] = [function]
+    while todo:
+        one = inspect.unwrap(todo.pop())
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        for found in _values_named(one):
+            if isinstance(found, (Activity, Workflow)):
+                yield found
+            elif inspect.isfunction(inspect.unwrap(found)) and _same_project(found, function):
+                todo.append(found)
+
+
+def _same_project(found: Any, function: Callable[..., Any]) -> bool:
+    return str(getattr(found, "__module__", "")).partition(".")[0] == function.__module__.partition(".")[0]
+
+
+def _values_named(function: Any) -> Iterator[Any]:
+    closure = inspect.getclosurevars(function).nonlocals if function.__closure__ else {}
+    names = {name for code in _codes(function.__code__) for name in (*code.co_names, *code.co_freevars)}
+    scope = {**function.__globals__, **closure}
+    for name in names:
+        value = scope.get(name)
+        yield value
+        if isinstance(value, ModuleType):
+            yield from (getattr(value, inner) for inner in names if hasattr(value, inner))
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _codes(constant)
