@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from datetime import datetime
+from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any, Protocol, TypeVar
 
@@ -70,6 +71,10 @@ class Attempt(Protocol):
         """Says that it is alive, and what the next attempt should know."""
         ...
 
+    def connection(self) -> AbstractAsyncContextManager[Any]:
+        """A connection of the journal's database, outside the journal's transaction: what is written there is at least once."""
+        ...
+
     def transaction(self) -> AbstractAsyncContextManager[Any]:
         """A connection in a transaction that commits together with this attempt's success, and only then. Transactional activities only."""
         ...
@@ -90,13 +95,15 @@ def this_attempt() -> Attempt:
 class Deployment:
     """The workflows that may run here, and who implements their activities.
 
-    Children and activities that the bodies name are found from there. Raises `DeploymentError` with everything that is missing or doubled.
+    Children and activities that the bodies name are found from there. `migrations`: folders of numbered .sql files for tables of your own in
+    the journal's database, applied as flowdsl's own are. Raises `DeploymentError` with everything that is missing or doubled.
     """
 
-    workflows: Sequence[Workflow[Any, Any, Any]] = field(converter=tuple)
-    bindings: Sequence[Binding] = field(default=(), converter=tuple)
-    schedules: Sequence[Any] = field(default=(), converter=tuple)
-    webhooks: Sequence[Any] = field(default=(), converter=tuple)
+    workflows: Sequence[Workflow[Any, Any, Any]]
+    bindings: Sequence[Binding] = ()
+    schedules: Sequence[Any] = ()
+    webhooks: Sequence[Any] = ()
+    migrations: Sequence[Path] = ()
     _workflows: dict[str, Workflow[Any, Any, Any]] = field(init=False, factory=dict[str, Workflow[Any, Any, Any]])
     _bindings: dict[str, Binding] = field(init=False, factory=dict[str, Binding])
 

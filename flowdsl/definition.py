@@ -6,6 +6,7 @@ import inspect
 import string
 import typing
 from collections.abc import Awaitable, Callable, Generator, Iterable
+from contextlib import suppress
 from datetime import date, datetime, timedelta
 from enum import Enum
 from functools import cached_property
@@ -54,7 +55,9 @@ def _shape(name: str, function: Callable[..., Any], result: Any, spelled: str) -
 
 def _name(kind: str, name: object) -> str:
     if not isinstance(name, str) or not name or not name.isprintable() or len(name) > 200:
-        raise DefinitionError(f"{kind} {name!r}", "a durable name is 1 to 200 printable characters", "Write it as a literal: it outlives refactors")
+        raise DefinitionError(
+            f"{kind} {name!r}", "a durable name is 1 to 200 printable characters", "Write it as a literal: it outlives refactors"
+        )
     return name
 
 
@@ -135,10 +138,8 @@ class _Declare:
 
     def __call__(self, contract: Callable[[I], Result[A, E]]) -> Activity[I, A, E]:
         declared = Activity(self._name, contract, self._policies)
-        try:
+        with suppress(NameError):  # a class that is defined further down: checked again when a deployment is put together
             check_activity(declared)
-        except NameError:
-            pass  # a class that is defined further down: checked again when a deployment is put together
         return declared
 
 
@@ -168,11 +169,15 @@ def check_activity(activity: Activity[Any, Any, Any]) -> None:
     failures = members(activity.shape.failures)
     policies = activity.policies
     if policies.crash == "fail" and Interrupted not in failures:
-        raise DefinitionError(activity.name, 'crash="fail" without the failure Interrupted', "Add it to the contract: Result[..., ... | Interrupted]")
+        raise DefinitionError(
+            activity.name, 'crash="fail" without the failure Interrupted', "Add it to the contract: Result[..., ... | Interrupted]"
+        )
     if isinstance(policies.retry.on, tuple):
         for kind in policies.retry.on:
             if kind not in failures:
-                raise DefinitionError(activity.name, f"retry on {kind.__name__}, which it does not declare", "Name a member of its failures in on=(…)")
+                raise DefinitionError(
+                    activity.name, f"retry on {kind.__name__}, which it does not declare", "Name a member of its failures in on=(…)"
+                )
 
 
 # Workflows
@@ -240,11 +245,11 @@ class _Define:
         if not inspect.isgeneratorfunction(body):
             raise DefinitionError(self._name, "its body is not a generator function", "Bind at least one flow with `yield from`")
         defined = Workflow(self._name, body, self._key, self._reuse, self._version)
-        vars(defined).update(__doc__=body.__doc__, __name__=body.__name__, __qualname__=body.__qualname__, __module__=body.__module__, __wrapped__=body)
-        try:
+        vars(defined).update(
+            {name: getattr(body, name) for name in ("__doc__", "__name__", "__qualname__", "__module__")}, __wrapped__=body
+        )
+        with suppress(NameError):  # a class that is defined further down: checked again when a deployment is put together
             check_workflow(defined)
-        except NameError:
-            pass  # checked again when a deployment is put together
         return defined
 
 

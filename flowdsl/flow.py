@@ -163,7 +163,7 @@ class Flow(Generic[A_co, E_co]):
         return Ensure(self, finalizer)
 
     def compensate(self, undo: Callable[[A_co], Flow[object, object]]) -> Flow[A_co, E_co]:
-        """Registers an undo in the nearest saga once this has succeeded. A cancellation waits for this work: its answer is recorded first."""
+        """Registers an undo in the nearest saga once this has succeeded. A cancellation waits for it: its answer is recorded first."""
         return Compensate(self, undo)
 
     @overload

@@ -20,7 +20,7 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
 
 
 def duration(value: Duration) -> timedelta:
-    """The time span that `"500ms"`, `"1h30m"` or a `timedelta` names. Raises `DefinitionError` for anything else, negative spans included."""
+    """The time span that `"500ms"`, `"1h30m"` or a `timedelta` names. Raises `DefinitionError` for anything else."""
     if isinstance(value, timedelta):
         span = value
     else:
