@@ -55,9 +55,7 @@ def _shape(name: str, function: Callable[..., Any], result: Any, spelled: str) -
 
 def _name(kind: str, name: object) -> str:
     if not isinstance(name, str) or not name or not name.isprintable() or len(name) > 200:
-        raise DefinitionError(
-            f"{kind} {name!r}", "a durable name is 1 to 200 printable characters", "Write it as a literal: it outlives refactors"
-        )
+        raise DefinitionError(f"{kind} {name!r}", "a durable name is 1 to 200 printable characters", "Write it as a literal: it outlives refactors")
     return name
 
 
@@ -169,9 +167,7 @@ def check_activity(activity: Activity[Any, Any, Any]) -> None:
     failures = members(activity.shape.failures)
     policies = activity.policies
     if policies.crash == "fail" and Interrupted not in failures:
-        raise DefinitionError(
-            activity.name, 'crash="fail" without the failure Interrupted', "Add it to the contract: Result[..., ... | Interrupted]"
-        )
+        raise DefinitionError(activity.name, 'crash="fail" without the failure Interrupted', "Add it to the contract: Result[..., ... | Interrupted]")
     if isinstance(policies.retry.on, tuple):
         for kind in policies.retry.on:
             if kind not in failures:
@@ -245,9 +241,7 @@ class _Define:
         if not inspect.isgeneratorfunction(body):
             raise DefinitionError(self._name, "its body is not a generator function", "Bind at least one flow with `yield from`")
         defined = Workflow(self._name, body, self._key, self._reuse, self._version)
-        vars(defined).update(
-            {name: getattr(body, name) for name in ("__doc__", "__name__", "__qualname__", "__module__")}, __wrapped__=body
-        )
+        vars(defined).update({name: getattr(body, name) for name in ("__doc__", "__name__", "__qualname__", "__module__")}, __wrapped__=body)
         with suppress(NameError):  # a class that is defined further down: checked again when a deployment is put together
             check_workflow(defined)
         return defined

@@ -1,0 +1,3 @@
+from adapters.standins.planning_center.serving import main
+
+main()

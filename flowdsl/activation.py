@@ -1,0 +1,492 @@
+"""One execution at work, without I/O: what can be answered at once is answered, the rest is let out turn by turn.
+
+Feed, commit, let out: an answer is folded in memory; all that follows from it is one turn; nothing of a turn leaves before it is committed.
+Every interpreter drives this same code: it delivers exits, mail and the time, commits turns, and carries out what a turn lets out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime, timedelta
+from hashlib import blake2b
+from heapq import heappop, heappush
+from typing import Any, Final, Literal, TypeAlias, cast
+from uuid import UUID
+
+from attrs import define, field, frozen
+from returns.result import Failure, Success
+
+from flowdsl.codec import NotJournalable, Undecodable, codec, encode_plain
+from flowdsl.definition import Workflow
+from flowdsl.flow import (
+    Audit,
+    CancelChild,
+    Changed,
+    Defect,
+    Do,
+    Execution,
+    Existing,
+    Interrupted,
+    Join,
+    Perform,
+    Receive,
+    Report,
+    Send,
+    Sleep,
+    Start,
+    members,
+)
+from flowdsl.journal import (
+    ATTEMPT,
+    BUG,
+    CHECKPOINT,
+    FAILURE,
+    INTENT,
+    INTERRUPTED,
+    NULL,
+    SUCCESS,
+    Entry,
+    Fold,
+    attempt_body,
+    codecs_of,
+    defect_body,
+    encode_exit,
+)
+from flowdsl.machine import CancelScope, Checkpoint, Pending
+
+Stored: TypeAlias = Literal["running", "suspended", "blocked", "succeeded", "failed", "cancelled"]
+OPEN: Final[tuple[Stored, ...]] = ("running", "suspended", "blocked")
+
+
+@frozen
+class Mail:
+    """What was sent to an execution: a signal, the exit of a child, or a wish to cancel. `seq` is its place in the mailbox."""
+
+    seq: int
+    kind: Literal["signal", "exit", "cancel"]
+    name: str
+    key: str | None
+    body: bytes
+
+
+@frozen
+class Sent:
+    """Mail on its way out."""
+
+    to: str
+    kind: Literal["signal", "exit", "cancel"]
+    name: str
+    body: bytes
+    delivery: str
+
+
+@frozen
+class NewChild:
+    id: str
+    workflow: str
+    version: int
+    key: str | None
+    request: bytes
+    step: str
+    detached: bool
+
+
+@frozen
+class Ended:
+    """How an execution ended, and the exit as it is stored."""
+
+    status: Stored
+    exit: bytes
+    cause: str | None = None
+
+
+@define
+class Turn:
+    """All that follows from what was folded: committed as one. What is in `performs` and `asks` may leave once it is."""
+
+    entries: list[Entry] = field(factory=list[Entry])
+    children: list[NewChild] = field(factory=list[NewChild])
+    mails: list[Sent] = field(factory=list[Sent])
+    takes: list[int] = field(factory=list[int])
+    cancels: list[str] = field(factory=list[str])
+    audits: list[tuple[str, bytes]] = field(factory=list[tuple[str, bytes]])
+    notes: list[Report] = field(factory=list[Report])
+    performs: list[Pending] = field(factory=list[Pending])
+    asks: list[Pending] = field(factory=list[Pending])
+    closed: list[str] = field(factory=list[str])
+    ended: Ended | None = None
+
+
+def child_id(parent: str, step: str) -> str:
+    """The id of a child: the same each time its parent's step runs. Begins with its parent's, so that ids stay in the order of time."""
+    drawn = blake2b(f"{parent}/{step}".encode(), digest_size=16).digest()
+    return str(UUID(bytes=UUID(parent).bytes[:6] + drawn[6:]))
+
+
+class Activation:
+    """Drives the fold of one execution. All times are Postgres's (or virtual): upper bounds when something begins, lower when it is due."""
+
+    def __init__(
+        self,
+        execution: Execution,
+        workflow: Workflow[Any, Any, Any],
+        request: bytes,
+        definitions: Callable[[str], Workflow[Any, Any, Any]],
+    ) -> None:
+        self.execution, self.workflow = execution, workflow
+        self.fold = Fold(execution, Do(workflow.body, (codecs_of(workflow).request.decode(request),)), definitions)
+        self.seen = 0
+        self.busy: set[str] = set()
+        """Steps that are out: an implementation or the store has been asked."""
+        self._turn = Turn()
+        self._due: list[tuple[datetime, str]] = []
+        self._mailbox: dict[tuple[str, str, str | None], deque[Mail]] = {}
+        self._waiting: dict[tuple[str, str, str | None], deque[str]] = {}
+
+    # What comes in
+
+    def begin(self, entries: Sequence[Entry], mails: Iterable[Mail], now: datetime, *, taken_over: bool = False) -> None:
+        """Folds what is recorded, then goes on from there. After a take-over the attempts that were cut short are recorded.
+
+        Raises `Divergence`; nothing was executed then.
+        """
+        self.fold.replay(entries)
+        opened = self.fold.machine.opened
+        for one in list(opened):
+            if isinstance(one.instruction, Perform) and one.due is None and (taken_over or one.intended):
+                self._interrupted(one, now)
+        self.deliver(mails, now)
+
+    def deliver(self, mails: Iterable[Mail], now: datetime) -> None:
+        """Mail, in order. What has been seen already is passed over."""
+        for mail in mails:
+            if mail.seq <= self.seen:
+                continue
+            self.seen = mail.seq
+            if mail.kind == "cancel":
+                self._turn.takes.append(mail.seq)
+                self.cancel(json.loads(mail.body), now)
+                continue
+            key = (mail.kind, mail.name, mail.key)
+            self._mailbox.setdefault(key, deque()).append(mail)
+            self._match(key, now)
+        self._settle(now)
+
+    def cancel(self, reason: str, now: datetime) -> None:
+        """Asks it to end. The first reason counts; later ones are recorded as nothing."""
+        if self.fold.machine.exit is None and not self.fold.machine.cancelling:
+            self._turn.entries.append(self.fold.record_cancel(reason, now))
+            self._settle(now)
+
+    def ended(self, step: str, exit: Success[Any] | Failure[Any] | Defect, now: datetime, *, timed_out: bool = False) -> bool:
+        """How an attempt ended: recorded as the step's exit, or as a failed attempt if the policy gives it another. False: nobody asks any more."""
+        self.busy.discard(step)
+        one = self.fold.machine.pending.get(step)
+        if one is None or not isinstance(one.instruction, Perform):
+            return False
+        if isinstance(exit, Success):
+            self._answer(one, exit.unwrap(), now)
+        else:
+            self._failed(one, exit, now, timed_out)
+        self._settle(now)
+        return True
+
+    def answered(self, step: str, body: bytes, now: datetime, *, kind: int = SUCCESS) -> None:
+        """What the store said to a step of `Turn.asks`, encoded."""
+        self.busy.discard(step)
+        if step in self.fold.machine.pending:
+            self._record(step, kind, body, now)
+            self._settle(now)
+
+    def registered(self, step: str) -> None:
+        """The store knows now that this step waits for a correlation key; its mail comes as mail does."""
+        self.busy.discard(step)
+
+    def tick(self, now: datetime) -> None:
+        """The time: sleeps that are over end, attempts whose delay is over run again."""
+        while self._due and self._due[0][0] <= now:
+            due, step = heappop(self._due)
+            one = self.fold.machine.pending.get(step)
+            if one is None:
+                continue
+            if isinstance(one.instruction, Sleep):
+                self._record(step, SUCCESS, NULL, now)
+            elif isinstance(one.instruction, Perform) and one.due == due:
+                one.due = None
+                self._turn.performs.append(one)
+        self._settle(now)
+
+    # What goes out
+
+    def take_turn(self) -> Turn:
+        """What has gathered since the last turn; empty when there is nothing."""
+        turn, self._turn = self._turn, Turn()
+        machine = self.fold.machine
+        turn.closed, machine.closed = machine.closed, []
+        self.busy.difference_update(turn.closed)
+        for effect in machine.effects:
+            if isinstance(effect, CancelScope):
+                turn.cancels.append(effect.scope)
+            else:
+                turn.notes.append(effect)
+        machine.effects = []
+        turn.performs = [one for one in turn.performs if machine.pending.get(one.step) is one]
+        turn.asks = [one for one in turn.asks if machine.pending.get(one.step) is one]
+        self.busy.update(one.step for one in turn.performs)
+        self.busy.update(one.step for one in turn.asks)
+        if machine.exit is not None:
+            turn.ended = self._ended()
+        return turn
+
+    @property
+    def next_due(self) -> datetime | None:
+        """When something is due next; None when nothing is."""
+        while self._due and self._due[0][1] not in self.fold.machine.pending:
+            heappop(self._due)
+        return self._due[0][0] if self._due else None
+
+    @property
+    def idle(self) -> bool:
+        """Whether it only waits: for a time, for mail, for a child."""
+        return not self.busy and self.fold.machine.exit is None
+
+    @property
+    def joins(self) -> tuple[str, ...]:
+        """The children that are waited for."""
+        return tuple(one.instruction.child.id for one in self.fold.machine.pending.values() if isinstance(one.instruction, Join))
+
+    # Inside
+
+    def _settle(self, now: datetime) -> None:
+        """Answers what can be answered at once, until nothing more follows."""
+        machine = self.fold.machine
+        while machine.opened:
+            opened, machine.opened = machine.opened, []
+            for one in opened:
+                if machine.pending.get(one.step) is one:
+                    self._opened(one, now)
+
+    def _opened(self, one: Pending, now: datetime) -> None:
+        instruction = one.instruction
+        match instruction:
+            case Perform():
+                self._begin_attempts(one, now)
+            case Sleep():
+                until = instruction.until
+                self._push(one.opened + until if isinstance(until, timedelta) else until, one, now)
+            case Receive():
+                key = ("signal", instruction.signal.name, instruction.key)
+                if not instruction.wait and not self._mailbox.get(key):
+                    self._record(one.step, SUCCESS, NULL, now)
+                else:
+                    if instruction.key is not None:
+                        self._turn.asks.append(one)
+                    self._wait(key, one, now)
+            case Join():
+                self._wait(("exit", instruction.child.id, None), one, now)
+            case Checkpoint():
+                self._checkpoint(one, instruction, now)
+            case Start():
+                if instruction.key is not None:
+                    self._turn.asks.append(one)
+                else:
+                    self._begin_child(one, instruction, now)
+            case Send():
+                self._send(one, instruction, now)
+            case CancelChild():
+                reason = json.dumps("cancelled by its parent").encode()
+                self._turn.mails.append(Sent(instruction.child.id, "cancel", "", reason, f"{self.execution.id}/{one.step}"))
+                self._record(one.step, SUCCESS, NULL, now)
+            case Audit():
+                self._audit(one, instruction, now)
+            case Changed():
+                self._record(one.step, SUCCESS, b"true", now)
+            case Existing():
+                self._turn.asks.append(one)
+            case Report():
+                pass  # never opened: a report is an effect
+
+    def _record(self, step: str, kind: int, body: bytes, now: datetime) -> None:
+        self._turn.entries.append(self.fold.record(step, kind, body, now))
+
+    def _answer(self, one: Pending, value: Any, now: datetime) -> None:
+        try:
+            body = self.fold.encode_answer(one, value)
+        except NotJournalable as error:
+            self._record(one.step, BUG, defect_body(Defect(self._whose(one), str(error))), now)
+        else:
+            self._record(one.step, SUCCESS, body, now)
+
+    def _refuse(self, one: Pending, error: NotJournalable, now: datetime) -> None:
+        self._record(one.step, BUG, defect_body(Defect(self._whose(one), str(error))), now)
+
+    def _whose(self, one: Pending) -> str:
+        return f"{self.fold.fingerprint(one).rpartition(' ')[0]} at {self.fold.site(one)}"
+
+    # Activities
+
+    def _begin_attempts(self, one: Pending, now: datetime) -> None:
+        instruction = cast("Perform[Any, Any]", one.instruction)
+        try:
+            self.fold.request(one)
+        except NotJournalable as error:
+            self._refuse(one, error, now)
+            return
+        if one.due is not None:
+            self._push(one.due, one, now)
+            return
+        if instruction.activity.policies.crash == "fail" and not one.intended:
+            self._record(one.step, INTENT, NULL, now)
+        self._turn.performs.append(one)
+
+    def _interrupted(self, one: Pending, now: datetime) -> None:
+        activity = cast("Perform[Any, Any]", one.instruction).activity
+        number = one.attempts + 1
+        if activity.policies.crash == "fail":
+            if one.intended:
+                self._record(one.step, FAILURE, self.fold.encode_failure(one, Interrupted()), now)
+        elif activity.policies.retry.exhausted(number):
+            if Interrupted in members(activity.root.shape.failures):
+                self._record(one.step, FAILURE, self.fold.encode_failure(one, Interrupted()), now)
+            else:
+                died = Defect(activity.name, f"cut short {number} times by the death of its worker: its retry policy gives no more attempts")
+                self._record(one.step, BUG, defect_body(died), now)
+        else:
+            self._record(one.step, INTERRUPTED, b'{"number":%d}' % number, now)
+
+    def _failed(self, one: Pending, exit: Failure[Any] | Defect, now: datetime, timed_out: bool) -> None:
+        activity = cast("Perform[Any, Any]", one.instruction).activity
+        policies, number = activity.policies, one.attempts + 1
+        kind, error = (BUG, exit) if isinstance(exit, Defect) else (FAILURE, exit.failure())
+        try:
+            body = defect_body(exit) if isinstance(exit, Defect) else self.fold.encode_failure(one, error)
+            again = kind == BUG or timed_out or policies.retry.picks(error)
+        except NotJournalable as refused:
+            self._refuse(one, refused, now)
+            return
+        except Exception as broken:
+            self._record(one.step, BUG, defect_body(Defect(activity.name, f"the predicate in its retry policy raised {broken!r}")), now)
+            return
+        due = now + self._pause(one, number, error)
+        limit = policies.schedule_to_close
+        if not again or policies.crash == "fail" or policies.retry.exhausted(number) or (limit is not None and due >= one.opened + limit):
+            self._record(one.step, kind, body, now)
+            return
+        self._record(one.step, ATTEMPT, attempt_body(number, due, kind, body), now)
+        self._push(due, one, now)
+
+    def _pause(self, one: Pending, number: int, error: Any) -> timedelta:
+        retry = cast("Perform[Any, Any]", one.instruction).activity.policies.retry
+        chance = 0.0
+        if retry.jitter:
+            drawn = blake2b(f"{self.execution.id}/{one.step}/{number}".encode(), digest_size=8).digest()
+            chance = int.from_bytes(drawn, "big") / 2**64
+        pause = retry.delay(number, chance)
+        wished = getattr(error, "retry_after", None)
+        return max(pause, wished) if isinstance(wished, timedelta) else pause
+
+    # Waits
+
+    def _push(self, due: datetime, one: Pending, now: datetime) -> None:
+        if due <= now and isinstance(one.instruction, Sleep):
+            self._record(one.step, SUCCESS, NULL, now)
+        else:
+            heappush(self._due, (due, one.step))
+
+    def _wait(self, key: tuple[str, str, str | None], one: Pending, now: datetime) -> None:
+        self._waiting.setdefault(key, deque()).append(one.step)
+        self._match(key, now)
+
+    def _match(self, key: tuple[str, str, str | None], now: datetime) -> None:
+        """Mail meets the steps that wait for it, oldest first on both sides."""
+        mails, steps = self._mailbox.get(key), self._waiting.get(key)
+        while mails and steps:
+            one = self.fold.machine.pending.get(steps.popleft())
+            if one is None:
+                continue  # the wait was closed meanwhile; the mail stays for the next one
+            mail = mails.popleft()
+            self._turn.takes.append(mail.seq)
+            self.busy.discard(one.step)
+            self._take(one, mail, now)
+        if not mails:
+            self._mailbox.pop(key, None)
+        if not steps:
+            self._waiting.pop(key, None)
+
+    def _take(self, one: Pending, mail: Mail, now: datetime) -> None:
+        try:
+            if mail.kind == "signal":
+                self._record(one.step, SUCCESS, mail.body, now)
+            else:
+                kind, body = exit_of_child(mail.name, mail.body)
+                self._record(one.step, kind, body, now)
+        except Undecodable as error:
+            self._record(one.step, BUG, defect_body(Defect(f"{mail.kind} {mail.name}", str(error))), now)
+
+    def _checkpoint(self, one: Pending, asked: Checkpoint, now: datetime) -> None:
+        try:
+            body = self.fold.encode_checkpoint(asked)
+        except NotJournalable as error:
+            self.fold.machine.give_up(one.step, Defect(f"the state of iterate at {self.fold.site(one)}", str(error)))
+            return
+        live = tuple((low, high) for low, high in self.fold.machine.live_positions(one.step))
+        self._turn.entries.append(self.fold.record(one.step, CHECKPOINT, body, now, live))
+
+    def _begin_child(self, one: Pending, start: Start[Any], now: datetime) -> None:
+        try:
+            request = self.fold.request(one)
+        except NotJournalable as error:
+            self._refuse(one, error, now)
+            return
+        id = child_id(self.execution.id, one.step)
+        workflow = start.workflow
+        self._turn.children.append(NewChild(id, workflow.name, workflow.version, None, request, one.step, start.detached))
+        self._record(one.step, SUCCESS, json.dumps(id).encode(), now)
+
+    def _send(self, one: Pending, send: Send, now: datetime) -> None:
+        try:
+            body = codec(send.signal.payload).encode(send.payload)
+        except NotJournalable as error:
+            self._refuse(one, error, now)
+            return
+        self._turn.mails.append(Sent(send.to, "signal", send.signal.name, body, f"{self.execution.id}/{one.step}"))
+        self._record(one.step, SUCCESS, NULL, now)
+
+    def _audit(self, one: Pending, audit: Audit, now: datetime) -> None:
+        try:
+            facts = encode_plain(audit.facts)
+        except NotJournalable as error:
+            self._refuse(one, error, now)
+            return
+        self._turn.audits.append((audit.event, facts))
+        self._record(one.step, SUCCESS, NULL, now)
+
+    def _ended(self) -> Ended:
+        machine = self.fold.machine
+        exit = machine.exit
+        assert exit is not None
+        try:
+            body = encode_exit(self.workflow, exit)
+        except NotJournalable as error:
+            exit = Defect(f"the answer of {self.workflow.name}", str(error))
+            body = encode_exit(self.workflow, exit)
+        if machine.failed_undos:
+            return Ended("blocked", body, "undos failed: " + "; ".join(machine.failed_undos))
+        status: Stored = "succeeded" if isinstance(exit, Success) else "failed" if isinstance(exit, (Failure, Defect)) else "cancelled"
+        return Ended(status, body)
+
+
+def exit_of_child(child: str, body: bytes) -> tuple[int, bytes]:
+    """A child's stored exit, as the exit of the join that waits for it: one ended from outside is a defect of the join."""
+    kind, plain = next(iter(json.loads(body).items()))
+    match kind:
+        case "success":
+            return SUCCESS, json.dumps(plain, separators=(",", ":")).encode()
+        case "failure":
+            return FAILURE, json.dumps(plain, separators=(",", ":")).encode()
+        case "defect":
+            return BUG, defect_body(Defect(f"child {child}: {plain['where']}", plain["message"]))
+        case _:
+            return BUG, defect_body(Defect(f"child {child}", f"ended from outside: {plain['reason']}"))

@@ -1,0 +1,449 @@
+"""The journal: entries, the fold of entries through the machine, and what is said when they do not fit.
+
+A fold knows types: it encodes what is recorded and decodes what was. A flow therefore sees the decoded value on its first run too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from functools import cache
+from inspect import getclosurevars, unwrap
+from os.path import basename
+from types import CodeType
+from typing import Any, Final, assert_never, cast, get_args, get_origin, get_type_hints
+
+from attrs import frozen
+from returns.result import Failure, Success
+
+from flowdsl.codec import Codec, NotJournalable, codec, digest, encode_plain, union_codec
+from flowdsl.definition import Activity, Shape, Workflow
+from flowdsl.errors import FlowError, MachineError
+from flowdsl.flow import (
+    Audit,
+    CancelChild,
+    Cancelled,
+    Changed,
+    Child,
+    Defect,
+    Execution,
+    Existing,
+    Exit,
+    Flow,
+    Instruction,
+    Join,
+    Perform,
+    Receive,
+    Report,
+    Round,
+    Send,
+    Sleep,
+    Start,
+)
+from flowdsl.machine import CANCELLED, DEFECT, FAILED, OK, Checkpoint, Machine, Pending, public
+
+SUCCESS: Final = OK
+FAILURE: Final = FAILED
+BUG: Final = DEFECT
+ATTEMPT: Final = 4
+INTERRUPTED: Final = 5
+INTENT: Final = 6
+CANCEL: Final = 7
+CHECKPOINT: Final = 8
+OPERATOR: Final = 9
+
+KINDS: Final[Mapping[int, str]] = {
+    SUCCESS: "success",
+    FAILURE: "failure",
+    BUG: "defect",
+    ATTEMPT: "failed attempt",
+    INTERRUPTED: "interrupted",
+    INTENT: "intent",
+    CANCEL: "cancel",
+    CHECKPOINT: "checkpoint",
+    OPERATOR: "operator",
+}
+
+NULL: Final = b"null"
+
+
+@frozen
+class Entry:
+    """One thing that happened. `fingerprint` says what was asked ("perform NAME DIGEST"), `site` where the code asked it."""
+
+    position: int
+    kind: int
+    at: datetime
+    step: str
+    fingerprint: str
+    site: str
+    body: bytes
+    live: tuple[tuple[int, int], ...] | None = None
+
+
+@frozen
+class Codecs:
+    """How the request, the answer and the failures of a contract are written."""
+
+    request: Codec[Any]
+    answer: Codec[Any]
+    failures: Codec[Any]
+
+
+def _codecs(shape: Shape) -> Codecs:
+    return Codecs(codec(shape.request), codec(shape.answer), union_codec(shape.failures))
+
+
+@cache
+def codecs_of(definition: Activity[Any, Any, Any] | Workflow[Any, Any, Any]) -> Codecs:
+    """The codecs of an activity (its root) or a workflow; made once."""
+    return _codecs(definition.shape)
+
+
+_DEFECT = codec(Defect)
+_CANCELLED = codec(Cancelled)
+_TIME = codec(datetime)
+_STATUSES = codec(dict[str, str])
+
+
+def encode_exit(definition: Workflow[Any, Any, Any], exit: Exit[Any, Any]) -> bytes:
+    """The exit of an execution as it is stored with it. Raises `NotJournalable`."""
+    codecs = codecs_of(definition)
+    match exit:
+        case Success(value):
+            return b'{"success":' + codecs.answer.encode(value) + b"}"
+        case Failure(error):
+            return b'{"failure":' + codecs.failures.encode(error) + b"}"
+        case Defect():
+            return b'{"defect":' + _DEFECT.encode(exit) + b"}"
+        case Cancelled():
+            return b'{"cancelled":' + _CANCELLED.encode(exit) + b"}"
+        case _ as never:
+            assert_never(never)
+
+
+def decode_exit(definition: Workflow[Any, Any, Any], data: bytes) -> Exit[Any, Any]:
+    """The exit of an execution, read back. Raises `Undecodable`."""
+    kind, plain = next(iter(json.loads(data).items()))
+    codecs = codecs_of(definition)
+    match kind:
+        case "success":
+            return Success(codecs.answer.structure(plain))
+        case "failure":
+            return Failure(codecs.failures.structure(plain))
+        case "defect":
+            return _DEFECT.structure(plain)
+        case _:
+            return _CANCELLED.structure(plain)
+
+
+class Divergence(FlowError):
+    """The code asks for something else than what was recorded. Nothing was executed; the execution is blocked with this."""
+
+    def __init__(self, execution: str, position: int, lines: Sequence[str]) -> None:
+        self.execution, self.position, self.lines = execution, position, tuple(lines)
+        super().__init__(
+            f"execution {execution} diverges at position {position}: the code asks for something else than what was recorded\n"
+            + "\n".join(lines)
+            + '\nNothing was executed. Deploy code that fits the record (or guard the new steps with `changed("id")`), then resume it.'
+        )
+
+
+class Fold:
+    """A machine, folding the journal of one execution. Raises `Divergence` when an entry does not fit."""
+
+    def __init__(self, execution: Execution, flow: Flow[Any, Any], definitions: Callable[[str], Workflow[Any, Any, Any]]) -> None:
+        self.machine = Machine(execution, flow)
+        self.position = 0
+        self.at = execution.started_at
+        self._definitions = definitions
+        self._begun = False
+
+    def begin(self) -> None:
+        if not self._begun:
+            self._begun = True
+            self.machine.start()
+
+    def replay(self, entries: Sequence[Entry]) -> None:
+        """Folds what was recorded; what happens on the way was done long ago and is not told again."""
+        machine = self.machine
+        machine.markers = frozenset(entry.step for entry in entries if entry.fingerprint.startswith("changed "))
+        machine.replaying = bool(entries)
+        self.begin()
+        last = len(entries) - 1
+        for index, entry in enumerate(entries):
+            machine.replaying = index < last
+            try:
+                self._check(entry)
+                self.fold(entry)
+            except (MachineError, _Misfit):
+                raise Divergence(machine.execution.id, entry.position, _compared(entries, index, self)) from None
+            machine.effects.clear()
+        machine.opened = list(machine.pending.values())
+        machine.closed.clear()
+        machine.replaying = False
+
+    def record(self, step: str, kind: int, body: bytes, at: datetime, live: tuple[tuple[int, int], ...] | None = None) -> Entry:
+        """Makes the next entry of an open step and folds it: from here on it is as if it had been read back."""
+        one = self.machine.pending[step]
+        entry = Entry(self.position, kind, max(at, self.at), step, self.fingerprint(one), self.site(one), body, live)
+        self.fold(entry)
+        return entry
+
+    def record_cancel(self, reason: str, at: datetime) -> Entry:
+        entry = Entry(self.position, CANCEL, max(at, self.at), "", "cancel", "", json.dumps(reason).encode())
+        self.fold(entry)
+        return entry
+
+    def fold(self, entry: Entry) -> None:
+        """Folds one entry. Raises `MachineError` if its step is not open, `Undecodable` if its body is not of the step's type."""
+        machine, at = self.machine, entry.at
+        kind = entry.kind
+        if kind <= DEFECT:
+            one = machine.pending.get(entry.step)
+            if one is None:
+                raise MachineError(entry.step, "is not open")
+            value: Any
+            try:
+                value = self._decoded(one, kind, entry.body)
+            except RecursionError:
+                raise MachineError(entry.step, "was recorded with a value nested too deep") from None
+            machine.resume(entry.step, kind, value, position=entry.position, at=at)
+        elif kind == ATTEMPT:
+            one = machine.note(entry.step, position=entry.position, at=at)
+            facts = json.loads(entry.body)
+            one.attempts, one.intended = facts["number"], False
+            one.due = _TIME.structure(facts["due"])
+        elif kind == INTERRUPTED:
+            one = machine.note(entry.step, position=entry.position, at=at)
+            one.attempts, one.due, one.intended = json.loads(entry.body)["number"], None, False
+        elif kind == INTENT:
+            machine.note(entry.step, position=entry.position, at=at).intended = True
+        elif kind == CHECKPOINT:
+            facts = json.loads(entry.body)
+            state = self._state_codec(entry.step).structure(facts["state"])
+            machine.checkpoint(entry.step, facts["round"], state, position=entry.position, at=at)
+        elif kind == CANCEL:
+            machine.cancel(json.loads(entry.body), position=entry.position, at=at)
+        self.position, self.at = entry.position + 1, at
+
+    # What a step's answer is made of
+
+    def encode_answer(self, one: Pending, value: Any) -> bytes:
+        """A step's answer as it is recorded. Raises `NotJournalable`, with the path of the bad value."""
+        found = self._answers(one.instruction)
+        return NULL if found is None else found.encode(value)
+
+    def encode_failure(self, one: Pending, error: Any) -> bytes:
+        return self._failures(one.instruction).encode(error)
+
+    def encode_checkpoint(self, asked: Checkpoint) -> bytes:
+        """A loop's next round and its state. Raises `NotJournalable`."""
+        return b'{"round":%d,"state":%s}' % (asked.round, state_codec(asked.step, asked.initial).encode(asked.state))
+
+    def _decoded(self, one: Pending, kind: int, body: bytes) -> Any:
+        if kind == OK:
+            found = self._answers(one.instruction)
+            if isinstance(one.instruction, Start):
+                return Child[Any, Any](json.loads(body), one.instruction.workflow.name)
+            return None if found is None else found.decode(body)
+        return self._failures(one.instruction).decode(body) if kind == FAILED else _DEFECT.decode(body)
+
+    def _answers(self, instruction: Instruction | Checkpoint) -> Codec[Any] | None:
+        match instruction:
+            case Perform():
+                return codecs_of(instruction.activity.root).answer
+            case Receive():
+                return codec(instruction.signal.payload) if instruction.wait else codec(instruction.signal.payload | None)
+            case Join():
+                return codecs_of(self._definitions(instruction.child.workflow)).answer
+            case Existing():
+                return _STATUSES
+            case Changed():
+                return _BOOL
+            case Start():
+                return _STR
+            case _:
+                return None
+
+    def _failures(self, instruction: Instruction | Checkpoint) -> Codec[Any]:
+        match instruction:
+            case Perform():
+                return codecs_of(instruction.activity.root).failures
+            case Join():
+                return codecs_of(self._definitions(instruction.child.workflow)).failures
+            case _:
+                raise MachineError("", f"{type(instruction).__name__} cannot fail")
+
+    def _state_codec(self, step: str) -> Codec[Any]:
+        loop = self.machine.loop(step)
+        return state_codec(loop.node.step, loop.initial)
+
+    # Fingerprints
+
+    def fingerprint(self, one: Pending) -> str:
+        """Kind, name and digest of what is asked: equal if and only if the same thing is asked. Computed once per step."""
+        if one.fingerprint is None:
+            try:
+                one.fingerprint = self._fingerprint(one)
+            except NotJournalable:  # refused when the step is answered; until then it only has to be the same each time
+                one.fingerprint = f"{type(one.instruction).__name__.lower()} unwritable"
+        return one.fingerprint
+
+    def request(self, one: Pending) -> bytes:
+        """The encoded input of an activity or a child. Raises `NotJournalable`."""
+        if one.request is None:
+            instruction = cast("Perform[Any, Any] | Start[Any]", one.instruction)
+            definition = instruction.activity.root if isinstance(instruction, Perform) else instruction.workflow
+            one.request = codecs_of(definition).request.encode(instruction.request)
+        return one.request
+
+    def _fingerprint(self, one: Pending) -> str:
+        instruction = one.instruction
+        match instruction:
+            case Perform():
+                return f"perform {instruction.activity.name} {digest(self.request(one))}"
+            case Sleep():
+                return f"sleep {_when(instruction.until)}"
+            case Receive():
+                return f"{'receive' if instruction.wait else 'take'} {instruction.signal.name} {digest((instruction.key or '').encode())}"
+            case Send():
+                payload = codec(instruction.signal.payload).encode(instruction.payload)
+                return f"send {instruction.signal.name} {digest(instruction.to.encode() + b'/' + payload)}"
+            case Start():
+                return f"start {instruction.workflow.name} {digest(self.request(one))}"
+            case Join():
+                return f"join {instruction.child.workflow} {digest(instruction.child.id.encode())}"
+            case CancelChild():
+                return f"cancel-child {instruction.child.workflow} {digest(instruction.child.id.encode())}"
+            case Existing():
+                return f"existing {instruction.workflow.name} {digest(json.dumps(instruction.keys).encode())}"
+            case Audit():
+                return f"audit {instruction.event} {digest(encode_plain(instruction.facts))}"
+            case Changed():
+                return f"changed {instruction.id}"
+            case Checkpoint():
+                return "iterate"
+            case Report():
+                return "report"
+            case _ as never:
+                assert_never(never)
+
+    def site(self, one: Pending) -> str:
+        """Where the code asked it: function and line, without the folder."""
+        file, line, function = self.machine.where(one)
+        return f"{function.rpartition('<locals>.')[2]} {basename(file)}:{line}" if line else ""
+
+    def _check(self, entry: Entry) -> None:
+        if entry.kind == CANCEL or entry.kind == CHECKPOINT:
+            return
+        one = self.machine.pending.get(entry.step)
+        if one is None or self.fingerprint(one) != entry.fingerprint:
+            raise _Misfit
+
+
+class _Misfit(Exception):
+    pass
+
+
+_BOOL = codec(bool)
+_STR = codec(str)
+
+
+def _when(until: timedelta | datetime) -> str:
+    return f"{until // timedelta(microseconds=1)}us" if isinstance(until, timedelta) else until.isoformat()
+
+
+def state_codec(step: Callable[[Any], Any], initial: Any) -> Codec[Any]:
+    """How a loop's state is written: by the annotation of its step function, else by the class of its first state."""
+    function = unwrap(step)
+    key = (getattr(function, "__code__", None), type(initial))
+    if key not in _state_codecs:
+        _state_codecs[key] = codec(_state_type(function, type(initial)))
+    return _state_codecs[key]
+
+
+_state_codecs: dict[tuple[CodeType | None, type], Codec[Any]] = {}  # by code: a step function is often made anew by each execution
+
+
+def _state_type(function: Callable[[Any], Any], default: type) -> Any:
+    try:
+        closure = getclosurevars(function).nonlocals if getattr(function, "__closure__", None) else {}
+        hints = get_type_hints(function, localns=dict(closure))
+    except (NameError, TypeError):
+        return default
+    returned = hints.pop("return", None)
+    if hints:
+        return next(iter(hints.values()))
+    found = get_args(returned)
+    return get_args(found[0])[0] if found and get_origin(found[0]) is Round else default
+
+
+def attempt_body(number: int, due: datetime, kind: int, body: bytes) -> bytes:
+    """A failed attempt: its number, when the next one is due, and how it ended."""
+    how = "failure" if kind == FAILED else "defect"
+    return b'{"number":%d,"due":%s,"%s":%s}' % (number, _TIME.encode(due), how.encode(), body)
+
+
+def defect_body(cause: Defect) -> bytes:
+    return _DEFECT.encode(cause)
+
+
+# When they do not fit
+
+
+def _compared(entries: Sequence[Entry], index: int, fold: Fold) -> list[str]:
+    """Recorded and asked side by side: what went well just before, then the entry that does not fit, and what follows it."""
+    rows = [_row("=", _said(entry), _said(entry)) for entry in entries[max(0, index - 3) : index] if entry.fingerprint]
+    asked = list(fold.machine.pending.values())
+    matched: set[str] = set()
+    for entry in entries[index : index + 4]:
+        one, mark, why = _counterpart(entry, asked, fold, matched)
+        if one is not None:
+            matched.add(one.step)
+        rows.append(_row(mark, _said(entry), _asked(one, fold) if one else "", why))
+    rows += [_row("+", "", _asked(one, fold), "asked, never recorded") for one in asked if one.step not in matched][:4]
+    if fold.machine.exit is not None:
+        rows.append(_row("+", "", f"the end: {fold.machine.exit}"))
+    return [_row(" ", "recorded", "asked by the code"), *rows]
+
+
+def _counterpart(entry: Entry, asked: Iterable[Pending], fold: Fold, matched: set[str]) -> tuple[Pending | None, str, str]:
+    free = [one for one in asked if one.step not in matched]
+    kind, _, rest = entry.fingerprint.partition(" ")
+    name, _, mark = rest.partition(" ")
+    for one in free:
+        if fold.fingerprint(one) == entry.fingerprint:
+            return one, ("=" if one.step == entry.step else "~"), "" if one.step == entry.step else f"moved from step {entry.step}"
+    for one in free:
+        if one.step == entry.step:
+            asked_kind, _, asked_rest = fold.fingerprint(one).partition(" ")
+            asked_name, _, asked_mark = asked_rest.partition(" ")
+            if (asked_kind, asked_name) == (kind, name):
+                return one, "~", "other input"
+            return one, "~", "renamed" if asked_kind == kind and asked_mark == mark else "another step"
+    return None, "-", "recorded, no longer asked"
+
+
+def _said(entry: Entry) -> str:
+    return f"{entry.step:<8} {_plain_name(entry.fingerprint)} ({KINDS[entry.kind]}{', ' + entry.site if entry.site else ''})"
+
+
+def _asked(one: Pending, fold: Fold) -> str:
+    file, line, _ = fold.machine.where(one)
+    return f"{one.step:<8} {_plain_name(fold.fingerprint(one))} ({file}:{line})"
+
+
+def _plain_name(fingerprint: str) -> str:
+    return " ".join(fingerprint.split(" ")[:2])
+
+
+def _row(mark: str, recorded: str, asked: str, why: str = "") -> str:
+    return f"  {mark} {recorded:<64} | {asked:<64} {why}".rstrip()
+
+
+__all__ = [
+    "ATTEMPT", "BUG", "CANCEL", "CANCELLED", "CHECKPOINT", "FAILURE", "INTENT", "INTERRUPTED", "KINDS", "NULL", "OPERATOR", "SUCCESS",
+    "Codecs", "Divergence", "Entry", "Fold", "attempt_body", "codecs_of", "decode_exit", "defect_body", "encode_exit", "public", "state_codec",
+]  # fmt: skip

@@ -1,0 +1,420 @@
+"""The memory interpreter: the same machine and the same turns, a virtual clock, no event loop, no server.
+
+run = Memory(deployment).run(count, 40)
+assert run.exit == Success(40)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeAlias, TypeVar
+from uuid import UUID
+
+from attrs import define, field, frozen
+from returns.result import Failure, Success
+
+from flowdsl.activation import OPEN, Activation, Ended, Mail, NewChild, Sent, Stored, Turn
+from flowdsl.binding import Deployment, current_attempt
+from flowdsl.codec import codec
+from flowdsl.definition import Activity, Workflow
+from flowdsl.errors import FlowError, Rejected
+from flowdsl.flow import Defect, Execution, Existing, Exit, Perform, Receive, Report, Signal, Start, Status
+from flowdsl.journal import ATTEMPT, BUG, FAILURE, Divergence, Entry, codecs_of, decode_exit
+from flowdsl.machine import Pending, defect
+from flowdsl.policy import shown
+
+I = TypeVar("I")  # noqa: E741
+A = TypeVar("A")
+E = TypeVar("E")
+T = TypeVar("T")
+
+Answer: TypeAlias = Callable[[Any], Any]
+"""A scripted implementation: takes the input, returns `Success`/`Failure`, or raises; plain or async."""
+
+EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@define
+class _Kept:
+    """What a store would hold of one execution."""
+
+    execution: Execution
+    workflow: Workflow[Any, Any, Any]
+    request: bytes
+    parent: str | None
+    parent_step: str
+    detached: bool
+    status: Stored = "running"
+    exit: bytes = b""
+    cause: str | None = None
+    journal: list[Entry] = field(factory=list[Entry])
+    mailbox: list[Mail] = field(factory=list[Mail])
+    mails: int = 0
+    activation: Activation | None = None
+
+
+@frozen
+class Run:
+    """What a run in memory gave."""
+
+    exit: Exit[Any, Any] | None
+    """How it ended; None when it waits for something that never comes."""
+    journal: tuple[Entry, ...]
+    story: tuple[str, ...]
+    """What happened, in short words: `fetch_page`, `save_page!` (it failed), `sleep 1s`."""
+    calls: Mapping[str, tuple[Any, ...]]
+    """The inputs that each activity was called with, by its durable name."""
+    notes: tuple[Report, ...]
+    id: str
+    cause: str | None = None
+
+    def count(self, activity: Activity[Any, Any, Any]) -> int:
+        """How many times an activity was called, repeated attempts included."""
+        return len(self.calls.get(activity.name, ()))
+
+
+@define
+class _Attempt:
+    """What an implementation may ask in memory."""
+
+    idempotency_key: str
+    number: int
+    tenant: str
+    deadline: datetime
+    cancelled: bool = False
+    last_heartbeat: object = None
+    connect: Callable[[], Any] | None = None
+
+    def heartbeat(self, details: object = None) -> None:
+        self.last_heartbeat = details
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Any]:
+        yield self._connection()
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Any]:
+        yield self._connection()
+
+    def _connection(self) -> Any:
+        if self.connect is None:
+            raise FlowError("there is no database in memory: pass Memory(..., connect=...) a stand-in, or script this activity with answers=")
+        return self.connect()
+
+
+class Memory:
+    """Runs workflows of a deployment in memory. `answers` scripts activities by contract, in place of their bindings.
+
+    Time is virtual and jumps to the next due timer. `crash(n)` is asked after the n-th recorded entry of an execution: True throws the worker's
+    memory away, and the execution is folded from its journal.
+    """
+
+    def __init__(
+        self,
+        deployment: Deployment,
+        answers: Mapping[Activity[Any, Any, Any], Answer] | None = None,
+        *,
+        crash: Callable[[int], bool] | None = None,
+        connect: Callable[[], Any] | None = None,
+        tenant: str = "default",
+    ) -> None:
+        self.now = EPOCH
+        self._deployment, self._crash, self._connect, self._tenant = deployment, crash, connect, tenant
+        self._answers = {activity.name: answer for activity, answer in (answers or {}).items()}
+        self._kept: dict[str, _Kept] = {}
+        self._keys: dict[tuple[str, str, str], str] = {}
+        self._aliases: dict[tuple[str, str], str] = {}
+        self._unmatched: dict[tuple[str, str], list[Sent]] = {}
+        self._deliveries: set[tuple[str, str]] = set()
+        self._jobs: deque[tuple[str, Pending]] = deque()
+        self._calls: dict[str, list[Any]] = {}
+        self._story: list[str] = []
+        self._notes: list[Report] = []
+        self._runner: asyncio.Runner | None = None
+        self._count = 0
+
+    def run(self, workflow: Workflow[I, A, E], request: I, *, key: str | None = None) -> Run:
+        """Starts an execution and runs until nothing more can happen."""
+        id = self.start(workflow, request, key=key)
+        self.go()
+        return self.look(id)
+
+    def start(self, workflow: Workflow[I, A, E], request: I, *, key: str | None = None) -> str:
+        """Starts an execution, idempotently by its key, and gives its id. Raises `Rejected` under reuse="reject"."""
+        chosen = key if key is not None else workflow.key_of(request) if workflow.key is not None else None
+        encoded = codecs_of(workflow).request.encode(request)
+        self._count += 1
+        id = str(UUID(int=self._count))
+        if chosen is None:
+            self._create(_Kept(Execution(id, self._tenant, workflow.name, None, None, self.now), workflow, encoded, None, "", False))
+            return id
+        taken = self._claim_key((self._tenant, workflow.name, chosen), workflow, id)
+        if taken is not None:
+            if workflow.reuse == "reject":
+                raise Rejected(workflow.name, chosen, taken)
+            return taken
+        self._create(_Kept(Execution(id, self._tenant, workflow.name, chosen, None, self.now), workflow, encoded, None, "", False))
+        return id
+
+    def signal(self, to: str, signal: Signal[T], payload: T, *, delivery: str | None = None) -> None:
+        """Sends a signal to an execution id or a correlation key; the same delivery id acts once."""
+        self._count += 1
+        self._deliver(Sent(to, "signal", signal.name, codec(signal.payload).encode(payload), delivery or f"sent-{self._count}"))
+
+    def cancel(self, id: str, reason: str = "asked to") -> None:
+        """Asks an execution to end."""
+        if self._kept[id].status in OPEN:
+            self._active(self._kept[id]).cancel(reason, self.now)
+            self._commit(self._kept[id])
+
+    def go(self) -> None:
+        """Runs until nothing more can happen without time or mail from outside; the clock jumps to whatever is due."""
+        try:
+            while self._jobs or self._pass_time():
+                if self._jobs:
+                    self._perform(*self._jobs.popleft())
+        finally:
+            if self._runner is not None:
+                self._runner.close()
+                self._runner = None
+
+    def look(self, id: str) -> Run:
+        """What is known of an execution."""
+        kept = self._kept[id]
+        ended = kept.status not in OPEN or kept.status == "blocked"
+        exit = decode_exit(kept.workflow, kept.exit) if ended and kept.exit else None
+        calls = {name: tuple(requests) for name, requests in self._calls.items()}
+        return Run(exit, tuple(kept.journal), tuple(self._story), calls, tuple(self._notes), id, kept.cause)
+
+    # The store
+
+    def _create(self, kept: _Kept) -> None:
+        self._kept[kept.execution.id] = kept
+        self._wake(kept, taken_over=False)
+
+    def _wake(self, kept: _Kept, *, taken_over: bool) -> None:
+        kept.activation = Activation(kept.execution, kept.workflow, kept.request, self._deployment.workflow)
+        try:
+            kept.activation.begin(_live(kept.journal), kept.mailbox, self.now, taken_over=taken_over)
+        except Divergence as error:
+            kept.status, kept.cause = "blocked", str(error)
+            return
+        self._commit(kept)
+
+    def _active(self, kept: _Kept) -> Activation:
+        assert kept.activation is not None
+        return kept.activation
+
+    def _commit(self, kept: _Kept) -> None:
+        """One turn: everything in it happens, or, in a crash, nothing of it has left."""
+        activation = self._active(kept)
+        before = len(kept.journal)
+        turn = activation.take_turn()
+        kept.journal += turn.entries
+        kept.mailbox = [mail for mail in kept.mailbox if mail.seq not in turn.takes]
+        self._notes += turn.notes
+        self._story += [line for entry in turn.entries for line in _told(entry)]
+        for child in turn.children:
+            self._begin_child(kept, child)
+        for mail in turn.mails:
+            self._deliver(mail)
+        for scope in turn.cancels:
+            self._cancel_children(kept, scope + ".")
+        if turn.ended is not None:
+            self._end(kept, turn.ended)
+        elif self._crash is not None and any(self._crash(n) for n in range(before + 1, len(kept.journal) + 1)):
+            self._jobs = deque(job for job in self._jobs if job[0] != kept.execution.id)
+            self._wake(kept, taken_over=True)
+        else:
+            self._let_out(kept, turn)
+
+    def _let_out(self, kept: _Kept, turn: Turn) -> None:
+        for one in turn.asks:
+            self._ask(kept, one)
+        self._jobs.extend((kept.execution.id, one) for one in turn.performs)
+
+    def _begin_child(self, parent: _Kept, child: NewChild) -> None:
+        if child.id in self._kept:
+            return
+        execution = Execution(child.id, parent.execution.tenant, child.workflow, child.key, parent.execution.id, self.now)
+        workflow = self._deployment.workflow(child.workflow)
+        kept = _Kept(execution, workflow, child.request, parent.execution.id, child.step, child.detached)
+        self._kept[child.id] = kept
+        self._wake(kept, taken_over=False)
+
+    def _deliver(self, mail: Sent) -> None:
+        kept, key = self._kept.get(mail.to), None
+        if kept is None:
+            id = self._aliases.get((mail.name, mail.to))
+            if id is None:
+                self._unmatched.setdefault((mail.name, mail.to), []).append(mail)
+                return
+            kept, key = self._kept[id], mail.to
+        if (mail.to, mail.delivery) in self._deliveries:
+            return
+        self._deliveries.add((mail.to, mail.delivery))
+        self._post(kept, mail, key)
+
+    def _post(self, kept: _Kept, mail: Sent, key: str | None) -> None:
+        kept.mails += 1
+        arrived = Mail(kept.mails, mail.kind, mail.name, key, mail.body)
+        kept.mailbox.append(arrived)
+        if kept.status in OPEN and kept.status != "blocked" and kept.activation is not None:
+            kept.activation.deliver([arrived], self.now)
+            self._commit(kept)
+
+    def _cancel_children(self, parent: _Kept, prefix: str) -> None:
+        for kept in list(self._kept.values()):
+            if kept.parent == parent.execution.id and kept.parent_step.startswith(prefix) and kept.status in OPEN and not kept.detached:
+                self.cancel(kept.execution.id, "cancelled by its parent")
+
+    def _end(self, kept: _Kept, ended: Ended) -> None:
+        kept.status, kept.exit, kept.cause = ended.status, ended.exit, ended.cause
+        kept.activation = None
+        if kept.status == "blocked":
+            return
+        self._cancel_children(kept, "")
+        parent = self._kept.get(kept.parent or "")
+        if parent is not None and not kept.detached:
+            self._post(parent, Sent(parent.execution.id, "exit", kept.execution.id, kept.exit, kept.execution.id), None)
+
+    # What the store is asked
+
+    def _ask(self, kept: _Kept, one: Pending) -> None:
+        activation = self._active(kept)
+        match one.instruction:
+            case Start() as start:
+                self._keyed_child(kept, one, start)
+            case Existing() as existing:
+                statuses = self._statuses(kept, existing)
+                activation.answered(one.step, codec(dict[str, str]).encode(statuses), self.now)
+            case Receive() as receive:
+                self._aliases[(receive.signal.name, receive.key or "")] = kept.execution.id
+                activation.registered(one.step)
+                for mail in self._unmatched.pop((receive.signal.name, receive.key or ""), []):
+                    self._deliver(mail)
+            case _:
+                raise AssertionError(one.instruction)
+        if kept.activation is activation:
+            self._commit(kept)
+
+    def _keyed_child(self, kept: _Kept, one: Pending, start: Start[Any]) -> None:
+        from flowdsl.activation import child_id
+
+        activation = self._active(kept)
+        id = child_id(kept.execution.id, one.step)
+        scope = (kept.execution.key or kept.execution.id, start.workflow.name, start.key or "")
+        taken = None if id in self._kept else self._claim_key(scope, start.workflow, id)
+        if taken is None:
+            request = activation.fold.request(one)
+            self._begin_child(kept, NewChild(id, start.workflow.name, start.workflow.version, start.key, request, one.step, start.detached))
+            activation.answered(one.step, codec(str).encode(id), self.now)
+            return
+        if start.workflow.reuse == "reject":
+            taken_by = Defect(start.workflow.name, str(Rejected(start.workflow.name, start.key or "", taken)))
+            activation.answered(one.step, codec(Defect).encode(taken_by), self.now, kind=BUG)
+            return
+        joined = self._kept[taken]
+        joined.parent, joined.parent_step = kept.execution.id, one.step
+        activation.answered(one.step, codec(str).encode(taken), self.now)
+        if joined.status not in OPEN:
+            self._post(kept, Sent(kept.execution.id, "exit", taken, joined.exit, taken), None)
+
+    def _claim_key(self, scope: tuple[str, str, str], workflow: Workflow[Any, Any, Any], id: str) -> str | None:
+        """Takes a key, or says who has it."""
+        holder = self._keys.get(scope)
+        if holder is not None:
+            status = self._kept[holder].status
+            again = (workflow.reuse == "after_close" and status not in OPEN) or (
+                workflow.reuse == "after_failure" and status in ("failed", "cancelled")
+            )
+            if not again:
+                return holder
+        self._keys[scope] = id
+        return None
+
+    def _statuses(self, kept: _Kept, existing: Existing) -> dict[str, Status]:
+        parent = kept.execution.key or kept.execution.id
+        found = {key: self._keys.get((parent, existing.workflow.name, key)) for key in existing.keys}
+        return {key: public_status(self._kept[id].status) for key, id in found.items() if id is not None}
+
+    # Time and work
+
+    def _pass_time(self) -> bool:
+        """Jumps to the next due time; False when nothing is due ever."""
+        live = [kept for kept in self._kept.values() if kept.activation is not None and kept.status in OPEN]
+        dues = [(due, kept) for kept in live if (due := kept.activation.next_due if kept.activation else None) is not None]
+        if not dues:
+            return False
+        self.now = max(self.now, min(due for due, _ in dues))
+        for due, kept in dues:
+            if due <= self.now and kept.activation is not None:
+                kept.activation.tick(self.now)
+                self._commit(kept)
+        return True
+
+    def _perform(self, id: str, one: Pending) -> None:
+        kept = self._kept[id]
+        activation, instruction = kept.activation, one.instruction
+        if activation is None or not isinstance(instruction, Perform) or activation.fold.machine.pending.get(one.step) is not one:
+            return
+        activity = instruction.activity
+        request = codecs_of(activity.root).request.decode(activation.fold.request(one))
+        self._calls.setdefault(activity.name, []).append(request)
+        exit = self._called(activity, request, f"{id}/{one.step}", one.attempts + 1)
+        activation.ended(one.step, exit, self.now)
+        self._commit(kept)
+
+    def _called(self, activity: Activity[Any, Any, Any], request: Any, key: str, number: int) -> Success[Any] | Failure[Any] | Defect:
+        answer = self._answers.get(activity.name) or self._deployment.binding(activity.name).implementation
+        attempt = _Attempt(key, number, self._tenant, self.now + activity.policies.start_to_close, connect=self._connect)
+        token = current_attempt.set(attempt)
+        try:
+            exit = answer(request)
+            if inspect.isawaitable(exit):
+                self._runner = self._runner or asyncio.Runner()
+                exit = self._runner.run(_awaited(exit))
+        except Exception as error:
+            return defect(error)
+        finally:
+            current_attempt.reset(token)
+        if isinstance(exit, (Success, Failure)):
+            return exit
+        return Defect(activity.name, f"its implementation returned {exit!r}: return Success(...) or Failure(...)")
+
+
+async def _awaited(answer: Any) -> Any:
+    return await answer
+
+
+def public_status(stored: Stored) -> Status:
+    """A stored status in the words of `Status`."""
+    return "open" if stored in ("running", "suspended") else stored
+
+
+def _live(journal: list[Entry]) -> list[Entry]:
+    """What a store would load: the newest entry with a `live` set, the positions in it, and all from it on."""
+    for entry in reversed(journal):
+        if entry.live is not None:
+            kept = [one for one in journal[: entry.position] if any(low <= one.position < high for low, high in entry.live)]
+            return kept + journal[entry.position :]
+    return list(journal)
+
+
+def _told(entry: Entry) -> list[str]:
+    kind, _, rest = entry.fingerprint.partition(" ")
+    name = rest.partition(" ")[0].rpartition(".")[2]
+    if kind == "sleep":
+        return [f"sleep {_slept(rest)}"]
+    if kind == "perform":
+        return [name + ("!" if entry.kind in (ATTEMPT, FAILURE, BUG) else "")]
+    return [f"{kind} {name}".strip()] if kind else []
+
+
+def _slept(rest: str) -> str:
+    return shown(timedelta(microseconds=int(rest[:-2]))) if rest.endswith("us") else f"until {rest}"

@@ -1,0 +1,373 @@
+"""The store: connections, migrations, and the statements that are not commits. Postgres's errors are translated here, once."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from hashlib import sha256
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, cast
+from urllib.parse import urlsplit
+
+import asyncpg
+from attrs import frozen
+
+from flowdsl.activation import Mail, Stored
+from flowdsl.errors import NotFound, StoreError
+from flowdsl.journal import Entry
+
+Connection = Any  # asyncpg ships no complete types
+FLOOR = 150000
+
+
+def _is_lost(error: BaseException) -> bool:
+    return isinstance(error, (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, OSError, ConnectionError, asyncio.TimeoutError)) or (
+        isinstance(error, asyncpg.PostgresError) and str(error.sqlstate or "")[:3] in ("57P", "533")
+    )
+
+
+def lost(error: BaseException) -> bool:
+    """Whether the connection is gone, so that the outcome of what was under way is unknown."""
+    return _is_lost(error)
+
+
+def shown_dsn(dsn: str) -> str:
+    """A DSN without its password."""
+    return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:…@", dsn)
+
+
+def refused(dsn: str, error: BaseException) -> StoreError:
+    """One line about a database that cannot be reached, and what to do."""
+    where = shown_dsn(dsn)
+    match error:
+        case asyncpg.InvalidPasswordError() | asyncpg.InvalidAuthorizationSpecificationError():
+            return StoreError(f"the database at {where} refused the user or password", "Check the user and password in FLOWDSL_DATABASE_URL")
+        case asyncpg.InvalidCatalogNameError():
+            return StoreError(f"there is no such database: {where}", "Create it (createdb NAME), or correct FLOWDSL_DATABASE_URL")
+        case asyncpg.InsufficientPrivilegeError():
+            return StoreError(f"not allowed at {where}: {error}", "Grant the right, or use the owner of the schema flowdsl")
+        case ValueError() | asyncpg.InterfaceError() | asyncpg.ClientConfigurationError():
+            return StoreError(f"{where!r} is no usable database URL ({error})", "Write postgresql://user:password@host:port/name")
+        case _:
+            text = str(error) or type(error).__name__
+            return StoreError(f"the database at {where} cannot be reached ({text})", "Start it, or correct FLOWDSL_DATABASE_URL")
+
+
+async def connect(dsn: str, **settings: str) -> Connection:
+    """One connection. Raises `StoreError`, with the remedy."""
+    if urlsplit(dsn).scheme not in ("postgresql", "postgres"):
+        raise refused(dsn, ValueError("it does not begin with postgresql://"))
+    try:
+        return await asyncpg.connect(dsn, timeout=10, server_settings={"application_name": "flowdsl", "jit": "off", **settings})
+    except (TimeoutError, OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        raise refused(dsn, error) from error
+
+
+async def migrate(dsn: str, folders: Iterable[Path] = ()) -> list[str]:
+    """Applies what is missing: our numbered files first, then those of each folder; each in one transaction, all under one lock.
+
+    Gives the names of what was applied. Killed half way, the next call finishes; of several at once one runs and the others wait.
+    """
+    connection = await connect(dsn)
+    applied: list[str] = []
+    try:
+        version = int(await connection.fetchval("show server_version_num"))
+        if version < FLOOR:
+            raise StoreError(f"PostgreSQL {version // 10000} is too old", "Use PostgreSQL 15 or newer")
+        ours = files("flowdsl.postgres") / "migrations"
+        sources = [("flowdsl", cast("Any", ours)), *((folder.name, folder) for folder in folders)]
+        for owner, folder in sources:
+            for file in sorted((one for one in folder.iterdir() if one.name.endswith(".sql")), key=lambda one: str(one.name)):
+                if await _apply(connection, f"{owner}/{file.name}", file.read_text(encoding="utf-8")):
+                    applied.append(f"{owner}/{file.name}")
+    except asyncpg.PostgresError as error:
+        raise refused(dsn, error) from error
+    finally:
+        await connection.close()
+    return applied
+
+
+async def _apply(connection: Connection, name: str, text: str) -> bool:
+    checksum = sha256(text.encode()).hexdigest()
+    async with connection.transaction():
+        await connection.execute("select pg_advisory_xact_lock(7162534241)")
+        await connection.execute("create schema if not exists flowdsl")
+        await connection.execute(
+            "create table if not exists flowdsl.migrations"
+            " (name text primary key, checksum text not null, at timestamptz not null default clock_timestamp())"
+        )
+        known = await connection.fetchval("select checksum from flowdsl.migrations where name = $1", name)
+        if known is None:
+            await connection.execute(text)
+            await connection.execute("insert into flowdsl.migrations (name, checksum) values ($1, $2)", name, checksum)
+            return True
+    if known != checksum:
+        raise StoreError(f"migration {name} was changed after it was applied here", "Put the file back, and add a new one instead")
+    return False
+
+
+async def pending_migrations(connection: Connection) -> list[str]:
+    """The names of our migrations that this database lacks."""
+    exists = await connection.fetchval("select to_regclass('flowdsl.migrations') is not null")
+    known = {row[0] for row in await connection.fetch("select name from flowdsl.migrations")} if exists else set[str]()
+    ours = files("flowdsl.postgres") / "migrations"
+    return sorted(f"flowdsl/{file.name}" for file in ours.iterdir() if file.name.endswith(".sql") and f"flowdsl/{file.name}" not in known)
+
+
+@frozen
+class Claimed:
+    """An execution that this worker owns now."""
+
+    id: str
+    tenant: str
+    workflow: str
+    version: int
+    scope: str
+    key: str | None
+    parent: str | None
+    detached: bool
+    epoch: int
+    deaths: int
+    mail: int
+    request: bytes
+    started: datetime
+    taken_over: bool
+    blocked: bool
+
+
+@frozen
+class NewStart:
+    """A wish to start an execution."""
+
+    id: str
+    tenant: str
+    workflow: str
+    version: int
+    scope: str
+    key: str | None
+    reuse: str
+    request: bytes
+    parent: str | None = None
+    parent_step: str = ""
+    detached: bool = False
+
+
+@frozen
+class Started:
+    """What became of it: `id` is the execution that has the key now."""
+
+    id: str
+    outcome: Literal["new", "joined", "rejected"]
+    status: Stored
+
+
+@frozen
+class Summary:
+    """One execution as it is listed."""
+
+    id: str
+    tenant: str
+    workflow: str
+    key: str | None
+    status: Stored
+    parent: str | None
+    wake: datetime | None
+    started: datetime
+    ended: datetime | None
+    exit: bytes | None
+    cause: str | None
+    note: str | None
+    done: int | None
+    total: int | None
+    entries: int
+    owner: str | None
+
+
+class Store:
+    """A pool over one database, and the statements that need no worker."""
+
+    def __init__(self, dsn: str, pool: Any) -> None:
+        self.dsn, self.pool = dsn, pool
+
+    @classmethod
+    async def open(cls, dsn: str, *, size: int = 10) -> Store:
+        """Raises `StoreError` when the database cannot be reached."""
+        await (await connect(dsn)).close()
+        try:
+            pool = await asyncpg.create_pool(
+                dsn, min_size=0, max_size=size, command_timeout=60, server_settings={"application_name": "flowdsl", "jit": "off"}
+            )
+        except (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            raise refused(dsn, error) from error
+        return cls(dsn, pool)
+
+    async def close(self) -> None:
+        try:
+            await asyncio.wait_for(self.pool.close(), 5)
+        except TimeoutError:
+            self.pool.terminate()
+
+    async def __aenter__(self) -> Store:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection]:
+        async with self.pool.acquire() as connection:
+            yield connection
+
+    async def again(self, query: str, *arguments: Any) -> list[Any]:
+        """Fetches, and repeats when the connection is lost: only for statements that may be repeated."""
+        pause = 0.05
+        while True:
+            try:
+                return cast("list[Any]", await self.pool.fetch(query, *arguments))
+            except Exception as error:
+                if not (_is_lost(error) or isinstance(error, (asyncpg.DeadlockDetectedError, asyncpg.SerializationError))) or pause > 5:
+                    raise
+            await asyncio.sleep(pause)
+            pause *= 2
+
+    async def start(self, wishes: Sequence[NewStart]) -> list[Started]:
+        """Starts executions, in one statement. To repeat it changes nothing."""
+        columns = zip(
+            *((w.id, w.tenant, w.workflow, w.version, w.scope, w.key, w.reuse, w.request, w.parent, w.parent_step, w.detached) for w in wishes),
+            strict=True,
+        )
+        rows = await self.again(
+            "select * from flowdsl.start($1::uuid[],$2::text[],$3::text[],$4::int[],$5::text[],$6::text[],$7::text[],$8::bytea[],"
+            "$9::uuid[],$10::text[],$11::bool[])",
+            *(list(column) for column in columns),
+        )
+        found = {str(row["asked"]): Started(str(row["id"]), row["outcome"], row["status"]) for row in rows}
+        return [found[wish.id] for wish in wishes]
+
+    async def load(self, ids: Sequence[str]) -> dict[str, list[Entry]]:
+        """The live part of journals: from the newest checkpoint on, and the positions below it that it names."""
+        rows = await self.again(_LOAD, list(ids))
+        found: dict[str, list[Entry]] = {id: [] for id in ids}
+        for row in rows:
+            found[str(row["execution"])].append(_entry(row))
+        return found
+
+    async def journal(self, id: str) -> list[Entry]:
+        """The whole journal of an execution."""
+        rows = await self.again("select * from flowdsl.journal where execution = $1 order by position", id)
+        return [_entry(row) for row in rows]
+
+    async def mails(self, ids: Sequence[str]) -> dict[str, list[Mail]]:
+        rows = await self.again("select * from flowdsl.mailbox where execution = any($1::uuid[]) order by execution, seq", list(ids))
+        found: dict[str, list[Mail]] = {id: [] for id in ids}
+        for row in rows:
+            found[str(row["execution"])].append(Mail(row["seq"], row["kind"], row["name"], row["key"], row["body"]))
+        return found
+
+    async def exits(self, ids: Sequence[str]) -> dict[str, bytes]:
+        """The exits of those that have ended."""
+        rows = await self.again(
+            "select id, exit from flowdsl.executions where id = any($1::uuid[]) and status in ('succeeded', 'failed', 'cancelled')", list(ids)
+        )
+        return {str(row["id"]): row["exit"] for row in rows}
+
+    async def existing(self, tenant: str, workflow: str, scope: str, keys: Sequence[str]) -> dict[str, Stored]:
+        rows = await self.again(
+            "select key, status from flowdsl.executions where tenant = $1 and workflow = $2 and scope = $3 and key = any($4::text[]) and current",
+            tenant,
+            workflow,
+            scope,
+            list(keys),
+        )
+        return {row["key"]: row["status"] for row in rows}
+
+    async def send(self, tenant: str, to: str, kind: str, name: str, body: bytes, delivery: str) -> str:
+        """Mail from outside: sent, again (the delivery id is known), ended, or unmatched."""
+        rows = await self.again("select flowdsl.send($1, $2, $3, $4, $5, $6)", tenant, to, kind, name, body, delivery)
+        return cast("str", rows[0][0])
+
+    async def register(self, tenant: str, name: str, key: str, execution: str) -> None:
+        await self.again("select flowdsl.register($1, $2, $3, $4)", tenant, name, key, execution)
+
+    async def note(self, id: str, note: str, done: int | None, total: int | None) -> None:
+        await self.again(
+            "insert into flowdsl.notes (execution, note, done, total) values ($1, $2, $3, $4) on conflict (execution)"
+            " do update set note = excluded.note, done = excluded.done, total = excluded.total, at = clock_timestamp()",
+            id,
+            note,
+            done,
+            total,
+        )
+
+    async def block(self, id: str, epoch: int, cause: str) -> None:
+        """An execution that needs a person, with the cause."""
+        await self.again(
+            "update flowdsl.executions set status = 'blocked', owner = null, wake = null, cause = $3 where id = $1 and epoch = $2", id, epoch, cause
+        )
+
+    async def summary(self, id: str) -> Summary:
+        """One execution. Raises `NotFound`."""
+        try:
+            rows = await self.again(_SUMMARY + " where x.id = $1::uuid", id)
+        except (asyncpg.DataError, ValueError):
+            rows = []
+        if not rows:
+            raise NotFound("execution", id)
+        return _summary(rows[0])
+
+    async def by_key(self, tenant: str, workflow: str, key: str) -> Summary | None:
+        rows = await self.again(
+            _SUMMARY + " where x.tenant = $1 and x.workflow = $2 and x.scope = '' and x.key = $3 and x.current", tenant, workflow, key
+        )
+        return _summary(rows[0]) if rows else None
+
+    async def list(self, *, workflow: str | None = None, status: str | None = None, parent: str | None = None, limit: int = 50) -> list[Summary]:
+        """The newest executions that fit."""
+        rows = await self.again(
+            _SUMMARY + " where ($1::text is null or x.workflow = $1) and ($2::text is null or x.status = $2) and ($3::uuid is null or x.parent = $3)"
+            " order by x.started desc, x.id desc limit $4",
+            workflow,
+            status,
+            parent,
+            limit,
+        )
+        return [_summary(row) for row in rows]
+
+
+_LOAD = """
+with newest as (
+  select e.id, (select j.position from flowdsl.journal j where j.execution = e.id and j.live is not null order by j.position desc limit 1) as position
+    from unnest($1::uuid[]) as e(id))
+select j.* from newest n join flowdsl.journal j on j.execution = n.id and j.position >= coalesce(n.position, 0)
+union all
+select j.* from newest n
+  join flowdsl.journal c on c.execution = n.id and c.position = n.position
+  cross join lateral unnest(c.live) as r
+  join flowdsl.journal j on j.execution = n.id and j.position >= lower(r) and j.position < upper(r)
+order by execution, position
+"""
+
+_SUMMARY = """
+select x.*, n.note, n.done, n.total, (select coalesce(max(j.position) + 1, 0) from flowdsl.journal j where j.execution = x.id) as entries
+  from flowdsl.executions x left join flowdsl.notes n on n.execution = x.id
+"""
+
+
+def _entry(row: Any) -> Entry:
+    live = row["live"]
+    spans = None if live is None else tuple((one.lower, one.upper) for one in live)
+    return Entry(row["position"], row["kind"], row["at"], row["step"], row["fingerprint"], row["site"], row["body"], spans)
+
+
+def _summary(row: Any) -> Summary:
+    def text(name: str) -> str | None:
+        return None if row[name] is None else str(row[name])
+
+    return Summary(
+        str(row["id"]), row["tenant"], row["workflow"], row["key"], row["status"], text("parent"), row["wake"], row["started"], row["ended"],
+        row["exit"], row["cause"], row["note"], row["done"], row["total"], row["entries"], text("owner"),
+    )  # fmt: skip
