@@ -200,6 +200,19 @@ class Activation:
             self._record(step, kind, body, now)
             self._settle(now)
 
+    def prepared(self, one: Pending, body: bytes, now: datetime) -> Entry:
+        """The entry that a transaction will commit as a step's success. Nothing else may be folded until its fate is known."""
+        fold = self.fold
+        return Entry(fold.position, SUCCESS, max(now, fold.at), one.step, fold.fingerprint(one), fold.site(one), body)
+
+    def recorded(self, entry: Entry, now: datetime) -> None:
+        """Folds an entry that is in the store already."""
+        self.busy.discard(entry.step)
+        self.fold.fold(entry)
+        if entry.kind == INTERRUPTED:
+            self._turn.performs.append(self.fold.machine.pending[entry.step])
+        self._settle(now)
+
     def registered(self, step: str) -> None:
         """The store knows now that this step waits for a correlation key; its mail comes as mail does."""
         self.busy.discard(step)
@@ -251,6 +264,14 @@ class Activation:
     def idle(self) -> bool:
         """Whether it only waits: for a time, for mail, for a child."""
         return not self.busy and self.fold.machine.exit is None
+
+    def found(self, child: str, exit: bytes, now: datetime) -> None:
+        """A child had ended before anyone waited for it here, and its mail is gone."""
+        for one in list(self.fold.machine.pending.values()):
+            if isinstance(one.instruction, Join) and one.instruction.child.id == child:
+                kind, body = exit_of_child(child, exit)
+                self._record(one.step, kind, body, now)
+        self._settle(now)
 
     @property
     def joins(self) -> tuple[str, ...]:

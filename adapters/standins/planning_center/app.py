@@ -73,8 +73,8 @@ class _Cut(Response):
         await send({"type": "http.response.body", "body": bytes(self.body[: len(self.body) // 2]), "more_body": True})
 
 
-def _json(text: str, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(text.encode(), status, headers, "application/json")
+def _json(text: str, status: int = 200) -> Response:
+    return Response(text.encode(), status, media_type="application/json")
 
 
 def _error(status: int, title: str | None, detail: str, *, code: str = "", source: dict[str, Json] | None = None) -> Response:
@@ -99,6 +99,8 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 @define(eq=False)
 class Standin:
+    """One running stand-in: its organization, its weather, and what was asked of it so far."""
+
     organization: Organization
     faults: Faults
     meter: Meter
@@ -108,6 +110,7 @@ class Standin:
     unqueryable: Unqueryable
     requests: dict[str, Counter[str]] = field(factory=dict[str, Counter[str]])
     rows: Counter[str] = field(factory=Counter[str])
+    random: Random = field(factory=lambda: Random("changes asked for"))
 
     async def ask(self, request: Request) -> Response:
         """Every request to the API: who asks, how often, what goes wrong, and only then the answer."""
@@ -226,13 +229,12 @@ class Standin:
         try:
             sent = json.loads(await request.body())
             wishes = sent if isinstance(sent, list) else [sent]
-            random = Random(f"{len(self.requests)}/{sent}")
             done: list[Json] = []
             with self.organization.lock:
                 for wish in wishes:
                     if not isinstance(wish, dict):
                         raise BadChange("a change is an object with the key change")
-                    done.append(change(self.organization, wish, random))
+                    done.append(change(self.organization, wish, self.random))
         except (BadChange, ValueError) as error:
             return _error(400, "Bad Request", str(error))
         except Unknown as error:

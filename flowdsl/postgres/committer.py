@@ -1,0 +1,244 @@
+"""One committer for all executions of a process: whatever has gathered goes out in one call, one round trip, one commit.
+
+While a batch is in flight the next one gathers. Alone, a turn leaves at once. A batch whose outcome is unknown is sent again as it was: the
+commit functions say of each turn what became of it. Nothing is ever decided by a SELECT.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
+from typing import Any, Literal, TypeAlias
+
+import asyncpg
+import structlog
+from attrs import define
+
+from flowdsl.activation import Turn
+from flowdsl.errors import FlowError
+from flowdsl.journal import Entry
+from flowdsl.postgres.store import lost
+
+Fate: TypeAlias = Literal["done", "awake", "again", "left", "fenced"]
+"""done: recorded · awake: recorded, but not suspended, since mail came · again: was recorded before · left: another owner was first · fenced: this
+worker was declared gone."""
+
+log = structlog.get_logger("flowdsl")
+
+TURNS = 512
+BYTES = 4 << 20
+
+
+@define(eq=False)
+class Commit:
+    """A turn on its way to the store, and who is told its fate."""
+
+    execution: str
+    epoch: int
+    tenant: str
+    turn: Turn
+    told: Callable[[Commit, Fate], None]
+    refused: Callable[[Commit, str], None]
+    state: str | None = None
+    wake: datetime | None = None
+    seen: int = 0
+    exit: bytes | None = None
+    cause: str | None = None
+
+    @property
+    def narrow(self) -> bool:
+        """Entries and nothing else: the light statement will do."""
+        turn = self.turn
+        return (
+            self.state is None
+            and bool(turn.entries)
+            and not (turn.children or turn.mails or turn.takes or turn.cancels or turn.audits)
+            and not any(entry.live for entry in turn.entries)
+        )
+
+
+class Committer:
+    """Owns one connection. `submit` never blocks; each commit's fate is told once."""
+
+    def __init__(self, worker: str, connect: Callable[[], Awaitable[Any]]) -> None:
+        self._worker, self._connect = worker, connect
+        self._queue: list[Commit] = []
+        self._wake = asyncio.Event()
+        self._connection: Any = None
+        self._task: asyncio.Task[None] | None = None
+        self.batches = self.turns = 0
+
+    async def open(self) -> None:
+        """Raises `StoreError` when the database cannot be reached."""
+        self._connection = await self._connect()
+        self._task = asyncio.create_task(self._run(), name="flowdsl-committer")
+
+    async def close(self) -> None:
+        """What is queued still goes out, for a while; then the connection is closed."""
+        for _ in range(200):
+            if not self._queue:
+                break
+            await asyncio.sleep(0.01)
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        if self._connection is not None:
+            self._connection.terminate()
+
+    def submit(self, commit: Commit) -> None:
+        self._queue.append(commit)
+        self._wake.set()
+
+    async def _run(self) -> None:
+        while True:
+            if not self._queue:
+                self._wake.clear()
+                await self._wake.wait()
+            batch = self._gathered()
+            await self._send(batch)
+
+    def _gathered(self) -> list[Commit]:
+        size = 0
+        for index, commit in enumerate(self._queue[:TURNS]):
+            size += sum(len(entry.body) for entry in commit.turn.entries)
+            if size > BYTES and index:
+                batch, self._queue = self._queue[:index], self._queue[index:]
+                return batch
+        batch, self._queue = self._queue[:TURNS], self._queue[TURNS:]
+        return batch
+
+    async def _send(self, batch: list[Commit]) -> None:
+        """Sends a batch until its fate is known. Values that Postgres refuses are found by halving."""
+        try:
+            fates = await self._repeated(batch)
+        except asyncpg.PostgresError as error:
+            if len(batch) > 1:
+                await self._send(batch[: len(batch) // 2])
+                await self._send(batch[len(batch) // 2 :])
+                return
+            batch[0].refused(batch[0], f"Postgres refuses to record this turn: {error}")
+            return
+        self.batches += 1
+        self.turns += len(batch)
+        for commit, fate in zip(batch, fates, strict=True):
+            try:
+                commit.told(commit, fate)
+            except FlowError as error:
+                log.error("turn.failed", execution=commit.execution, error=str(error))
+
+    async def _repeated(self, batch: list[Commit]) -> Sequence[Fate]:
+        """The fates of a batch. Lost connections, deadlocks and a store that is away are waited out; data errors are raised."""
+        batch.sort(key=_execution)
+        pause = 0.02
+        while True:
+            try:
+                if self._connection is None or self._connection.is_closed():
+                    self._connection = await self._connect()
+                found = await (_append if all(commit.narrow for commit in batch) else _commit)(self._connection, self._worker, batch)
+                return found if found is not None else ["done"] * len(batch)
+            except asyncpg.PostgresError as error:
+                if str(error.sqlstate or "")[:2] in ("22", "23", "42", "54"):
+                    raise
+                self._drop(error)
+            except Exception as error:
+                if not (lost(error) or isinstance(error, FlowError)):
+                    raise
+                self._drop(error)
+            await asyncio.sleep(pause * (0.5 + random.random()))
+            pause = min(pause * 2, 2.0)
+
+    def _drop(self, error: BaseException) -> None:
+        """A connection that failed is never used again: it may hold a hidden transaction."""
+        log.warning("commit.repeated", error=str(error) or type(error).__name__)
+        if self._connection is not None:
+            self._connection.terminate()
+        self._connection = None
+
+
+def _execution(commit: Commit) -> str:
+    return commit.execution
+
+
+_APPEND = "select flowdsl.append($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11)"
+_COMMIT = (
+    "select flowdsl.commit($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17,$18,$19,$20,$21,$22,$23,$24,$25,$26,$27,$28,$29,$30,$31,"
+    "$32,$33,$34,$35,$36,$37,$38,$39,$40)"
+)
+
+
+def _entries(batch: list[Commit]) -> tuple[list[tuple[Commit, Entry, bool]], tuple[list[Any], ...]]:
+    rows = [(commit, entry, index == 0) for commit in batch for index, entry in enumerate(commit.turn.entries)]
+    return rows, (
+        [entry.kind for _, entry, _ in rows],
+        [entry.at for _, entry, _ in rows],
+        [entry.step for _, entry, _ in rows],
+        [entry.fingerprint for _, entry, _ in rows],
+        [entry.site for _, entry, _ in rows],
+        [entry.body for _, entry, _ in rows],
+    )
+
+
+async def _append(connection: Any, worker: str, batch: list[Commit]) -> Any:
+    rows, columns = _entries(batch)
+    return await connection.fetchval(
+        _APPEND,
+        worker,
+        [commit.execution for commit, _, _ in rows],
+        [entry.position for _, entry, _ in rows],
+        [commit.epoch for commit, _, _ in rows],
+        [head for _, _, head in rows],
+        *columns,
+    )
+
+
+async def _commit(connection: Any, worker: str, batch: list[Commit]) -> Any:
+    rows, columns = _entries(batch)
+    children = [(commit, child) for commit in batch for child in commit.turn.children]
+    takes = [(commit.execution, seq) for commit in batch for seq in commit.turn.takes]
+    mails = [(commit, mail) for commit in batch for mail in commit.turn.mails]
+    scopes = [(commit.execution, f"{scope}." if scope else "") for commit in batch for scope in commit.turn.cancels]
+    audits = [(commit, event, facts) for commit in batch for event, facts in commit.turn.audits]
+    return await connection.fetchval(
+        _COMMIT,
+        worker,
+        [commit.execution for commit in batch],
+        [commit.epoch for commit in batch],
+        [commit.turn.entries[0].position if commit.turn.entries else None for commit in batch],
+        [commit.state for commit in batch],
+        [commit.wake for commit in batch],
+        [commit.seen for commit in batch],
+        [commit.exit for commit in batch],
+        [commit.cause for commit in batch],
+        [commit.execution for commit, _, _ in rows],
+        [entry.position for _, entry, _ in rows],
+        [commit.epoch for commit, _, _ in rows],
+        *columns,
+        [None if entry.live is None else _ranges(entry.live) for _, entry, _ in rows],
+        [child.id for _, child in children],
+        [commit.execution for commit, _ in children],
+        [commit.tenant for commit, _ in children],
+        [child.workflow for _, child in children],
+        [child.version for _, child in children],
+        [child.request for _, child in children],
+        [child.step for _, child in children],
+        [child.detached for _, child in children],
+        [execution for execution, _ in takes],
+        [seq for _, seq in takes],
+        [commit.execution for commit, _ in mails],
+        [mail.to for _, mail in mails],
+        [mail.kind for _, mail in mails],
+        [mail.name for _, mail in mails],
+        [mail.body for _, mail in mails],
+        [execution for execution, _ in scopes],
+        [scope for _, scope in scopes],
+        [commit.execution for commit, _, _ in audits],
+        [commit.tenant for commit, _, _ in audits],
+        [event for _, event, _ in audits],
+        [facts for _, _, facts in audits],
+    )
+
+
+def _ranges(live: tuple[tuple[int, int], ...]) -> str:
+    return "{" + ",".join(f"[{low},{high})" for low, high in live) + "}"
