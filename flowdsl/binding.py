@@ -108,29 +108,37 @@ class Deployment:
     _bindings: dict[str, Binding] = field(init=False, factory=dict[str, Binding])
 
     def __attrs_post_init__(self) -> None:
-        problems: list[str] = []
-        for binding in self.bindings:
-            if binding.activity.name in self._bindings:
-                problems.append(f"activity {binding.activity.name} is bound twice: keep one bind(...)")
-            self._bindings[binding.activity.name] = binding
+        problems = list(self._gather_bindings())
         contracts: dict[str, Activity[Any, Any, Any]] = {}
+        problems += self._gather_workflows(contracts)
+        problems += [f"activity {name} has no implementation: add bind(…, …)" for name in contracts if name not in self._bindings]
+        problems += _refusals(check_workflow, self._workflows.values())
+        problems += _refusals(check_activity, contracts.values())
+        if problems:
+            raise DeploymentError(problems)
+
+    def _gather_bindings(self) -> Iterator[str]:
+        for binding in self.bindings:
+            if self._bindings.setdefault(binding.activity.name, binding) is not binding:
+                yield f"activity {binding.activity.name} is bound twice: keep one bind(...)"
+
+    def _gather_workflows(self, contracts: dict[str, Activity[Any, Any, Any]]) -> Iterator[str]:
+        """Follows what the bodies name: children become part of the deployment, contracts are collected."""
         todo = list(self.workflows)
         while todo:
             one = todo.pop(0)
-            known = self._workflows.setdefault(one.name, one)
-            if known is not one:
-                problems.append(f"two workflows are named {one.name}: rename one")
-            elif one not in todo:
-                named = list(named_in(one.body))
-                todo += [found for found in named if isinstance(found, Workflow) and found.name not in self._workflows]
-                for found in named:
-                    if isinstance(found, Activity) and contracts.setdefault(found.name, found.root) is not found.root:
-                        problems.append(f"two contracts are named {found.name}: rename one")
-        problems += [f"activity {name} has no implementation: add bind(…, …)" for name in contracts if name not in self._bindings]
-        for check, definitions in ((check_workflow, self._workflows.values()), (check_activity, contracts.values())):
-            problems += _refusals(check, definitions)
-        if problems:
-            raise DeploymentError(problems)
+            known = self._workflows.get(one.name)
+            if known is one:
+                continue
+            if known is not None:
+                yield f"two workflows are named {one.name}: rename one"
+                continue
+            self._workflows[one.name] = one
+            for found in named_in(one.body):
+                if isinstance(found, Workflow):
+                    todo.append(found)
+                elif contracts.setdefault(found.name, found.root) is not found.root:
+                    yield f"two contracts are named {found.name}: rename one"
 
     def workflow(self, name: str) -> Workflow[Any, Any, Any]:
         """The workflow of that name. Raises `NotFound` with the names there are."""

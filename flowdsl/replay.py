@@ -63,8 +63,10 @@ class Host(Protocol):
     """What a resident needs of its worker."""
 
     deployment: Deployment
-    threads: Executor
     linger: float
+
+    @property
+    def threads(self) -> Executor: ...
 
     def upper(self) -> datetime:
         """The store's time, at the latest."""

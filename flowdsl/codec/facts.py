@@ -7,7 +7,7 @@ from typing import Any
 
 from flowdsl.codec.build import shape_of
 from flowdsl.codec.records import declared, is_record
-from flowdsl.codec.shape import Part, Shape, dumps, short
+from flowdsl.codec.shape import Mismatch, NotJournalable, Part, Shape, dumps, short
 
 _KEPT = (type(None), bool, int, float, str)
 
@@ -27,7 +27,11 @@ def _fact(value: Any) -> Any:
         return [[_fact(key), _fact(each)] for key, each in value.items()]
     if is_record(cls):
         return {"$": cls.__name__, **{field.key: _fact(getattr(value, field.name)) for field in declared(cls)}}
-    return shape_of(cls).plain(value)
+    try:
+        shape = shape_of(cls)
+    except NotJournalable as error:
+        raise Mismatch(error.expected, error.got, error.remedy) from None
+    return shape.plain(value)
 
 
 def _parts(value: Any) -> Iterable[Part]:

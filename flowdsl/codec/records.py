@@ -35,19 +35,19 @@ class Row:
     declared: Declared
     shape: Shape
 
-    def writer(self) -> tuple[type | None, Callable[[Any], Any]]:
-        """The class that needs no writing, and the function for all others."""
-        convert, write = self.declared.converter, self.shape.plain
+    def out(self) -> Shape:
+        """The shape for writing. A converter runs again on reading: a value that it would change is refused."""
+        convert, shape = self.declared.converter, self.shape
         if convert is None:
-            return self.shape.exact, write
+            return shape
 
         def steady(part: Any) -> Any:
-            plain = write(part)
-            if dumps(write(convert(part))) != dumps(plain):
-                raise Mismatch("a value that its converter leaves alone", seen(part), "Reading converts it again: convert before the record is made")
+            plain = shape.plain(part)
+            if dumps(shape.plain(convert(part))) != dumps(plain):
+                raise Mismatch("a value that its converter leaves alone", seen(part), "Convert before the record is made: reading converts again")
             return plain
 
-        return None, steady
+        return Shape(shape.name, steady, shape.structure, lambda part: shape.parts_out(part))
 
 
 def is_record(cls: Any) -> bool:
@@ -113,7 +113,8 @@ def _no_argument(cls: type, name: str) -> Mismatch:
 
 def record(cls: Any, rows: Sequence[Row], name: str) -> Shape:
     """An object with a key for each field, in the order of their declaration; a field that equals its default exactly is left out."""
-    outs = [(row.declared.name, row.declared.key, *row.writer(), _omission(row)) for row in rows]
+    writers = [(row.declared, row.out()) for row in rows]
+    outs = [(row.declared.name, row.declared.key, shape.exact, shape.plain, _omission(row)) for row, (_, shape) in zip(rows, writers, strict=True)]
     ins = {row.declared.key: (row.shape.exact, row.shape.structure) for row in rows}
     make: Callable[..., Any] = _container(cls) if cls in (Success, Failure) else cls
 
@@ -148,8 +149,7 @@ def record(cls: Any, rows: Sequence[Row], name: str) -> Shape:
     def parts_out(value: Any) -> Iterable[Part]:
         if type(value) is not cls:
             return ()
-        here = [row for row in rows if hasattr(value, row.declared.name)]
-        return [(f".{row.declared.key}", row.shape, getattr(value, row.declared.name)) for row in here]
+        return [(f".{field.key}", shape, getattr(value, field.name)) for field, shape in writers if hasattr(value, field.name)]
 
     def parts_in(value: Any) -> Iterable[Part]:
         return _fields_in(rows, name, value) if type(value) is dict else ()

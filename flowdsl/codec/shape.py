@@ -23,8 +23,9 @@ _PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 def _encoder() -> Callable[[Any], str]:
     """`json` makes its C encoder anew on each call, which takes half of the time: make it once, where this Python has it in that form."""
     public = json.JSONEncoder(separators=(",", ":"), check_circular=False)
+    module: Any = json.encoder
     try:
-        made: Any = json.encoder.c_make_encoder(None, public.default, json.encoder.encode_basestring_ascii, None, ":", ",", False, False, True)  # type: ignore[attr-defined]  # pyright: ignore
+        made = module.c_make_encoder(None, public.default, module.encode_basestring_ascii, None, ":", ",", False, False, True)
         sample = [None, True, -0.0, {"a": 1e999}, "\ud800é"]
         if "".join(made(sample, 0)) == public.encode(sample):
             return lambda plain: "".join(made(plain, 0))
@@ -151,7 +152,7 @@ def refusing(expected: str, got: str, remedy: str = "") -> Shape:
 def seen(value: Any) -> str:
     """A Python value in a message: its class, and itself where that is short and tells nobody's secrets."""
     if isinstance(value, Enum):
-        return str(value)
+        return f"{type(value).__name__}.{value.name}"
     if value is None or type(value) is bool:
         return str(value)
     return f"{type(value).__name__} {short(value)}" if type(value) in (int, float) else type(value).__name__

@@ -63,7 +63,9 @@ def union(members: Sequence[Shape], name: str, *, always_tagged: bool = False) -
         if member is None:
             return None
         if member.record:
-            return member, {key: part for key, part in value.items() if key != "$"}
+            rest = value.copy()
+            del rest["$"]
+            return member, rest
         return (member, value["v"]) if value.keys() == {"$", "v"} else None
 
     def structure(value: Any) -> Any:

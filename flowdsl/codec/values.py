@@ -9,7 +9,7 @@ from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum, Flag
 from types import NoneType
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -71,10 +71,10 @@ def _with_zone(value: datetime | time) -> str:
         return value.isoformat() + fold
     if type(zone) is ZoneInfo and zone.key:
         return f"{value.replace(tzinfo=None).isoformat()}[{zone.key}]{fold}"
-    name = zone.tzname(None) if type(zone) is timezone else ""
-    if not name or "[" in name or "]" in name:
-        raise Mismatch("a zone of zoneinfo or a fixed offset", type(zone).__name__, "Convert it with astimezone(ZoneInfo(...))")
-    own = name != timezone(cast(timedelta, zone.utcoffset(None))).tzname(None)
+    name, offset = (zone.tzname(None), zone.utcoffset(None)) if type(zone) is timezone else ("", timedelta())
+    if not name or "[" in name or "]" in name or offset.microseconds:  # fromisoformat takes +00:00:00.000001 for UTC
+        raise Mismatch("a zone of zoneinfo or a fixed offset in seconds", repr(zone), "Convert it with astimezone(ZoneInfo(...))")
+    own = name != timezone(offset).tzname(None)
     return value.isoformat() + (f"[name={name}]" if own else "") + fold
 
 
