@@ -32,6 +32,14 @@ X = TypeVar("X")
 R = TypeVar("R")
 T = TypeVar("T")
 S = TypeVar("S")
+A5 = TypeVar("A5")
+E5 = TypeVar("E5")
+A6 = TypeVar("A6")
+E6 = TypeVar("E6")
+A7 = TypeVar("A7")
+E7 = TypeVar("E7")
+A8 = TypeVar("A8")
+E8 = TypeVar("E8")
 P = ParamSpec("P")
 
 
@@ -537,6 +545,20 @@ def all_(a: Flow[A, E], b: Flow[B, E2], c: Flow[T, X], /) -> Flow[tuple[A, B, T]
 @overload
 def all_(a: Flow[A, E], b: Flow[B, E2], c: Flow[T, X], d: Flow[S, R], /) -> Flow[tuple[A, B, T, S], E | E2 | X | R]: ...
 @overload
+def all_(a: Flow[A, E], b: Flow[B, E2], c: Flow[T, X], d: Flow[S, R], e: Flow[A5, E5], /) -> Flow[tuple[A, B, T, S, A5], E | E2 | X | R | E5]: ...
+@overload
+def all_(
+    a: Flow[A, E], b: Flow[B, E2], c: Flow[T, X], d: Flow[S, R], e: Flow[A5, E5], f: Flow[A6, E6], /
+) -> Flow[tuple[A, B, T, S, A5, A6], E | E2 | X | R | E5 | E6]: ...
+@overload
+def all_(
+    a: Flow[A, E], b: Flow[B, E2], c: Flow[T, X], d: Flow[S, R], e: Flow[A5, E5], f: Flow[A6, E6], g: Flow[A7, E7], /
+) -> Flow[tuple[A, B, T, S, A5, A6, A7], E | E2 | X | R | E5 | E6 | E7]: ...
+@overload
+def all_(
+    a: Flow[A, E], b: Flow[B, E2], c: Flow[T, X], d: Flow[S, R], e: Flow[A5, E5], f: Flow[A6, E6], g: Flow[A7, E7], h: Flow[A8, E8], /
+) -> Flow[tuple[A, B, T, S, A5, A6, A7, A8], E | E2 | X | R | E5 | E6 | E7 | E8]: ...
+@overload
 def all_(*flows: Flow[A, E]) -> Flow[tuple[A, ...], E]: ...
 def all_(*flows: Flow[Any, Any]) -> Flow[Any, Any]:
     """All answers, in order; the first failure cancels the rest."""
@@ -549,6 +571,20 @@ def race(a: Flow[A, E], b: Flow[B, E2], /) -> Flow[A | B, E | E2]: ...
 def race(a: Flow[A, E], b: Flow[B, E2], c: Flow[T, X], /) -> Flow[A | B | T, E | E2 | X]: ...
 @overload
 def race(a: Flow[A, E], b: Flow[B, E2], c: Flow[T, X], d: Flow[S, R], /) -> Flow[A | B | T | S, E | E2 | X | R]: ...
+@overload
+def race(a: Flow[A, E], b: Flow[B, E2], c: Flow[T, X], d: Flow[S, R], e: Flow[A5, E5], /) -> Flow[A | B | T | S | A5, E | E2 | X | R | E5]: ...
+@overload
+def race(
+    a: Flow[A, E], b: Flow[B, E2], c: Flow[T, X], d: Flow[S, R], e: Flow[A5, E5], f: Flow[A6, E6], /
+) -> Flow[A | B | T | S | A5 | A6, E | E2 | X | R | E5 | E6]: ...
+@overload
+def race(
+    a: Flow[A, E], b: Flow[B, E2], c: Flow[T, X], d: Flow[S, R], e: Flow[A5, E5], f: Flow[A6, E6], g: Flow[A7, E7], /
+) -> Flow[A | B | T | S | A5 | A6 | A7, E | E2 | X | R | E5 | E6 | E7]: ...
+@overload
+def race(
+    a: Flow[A, E], b: Flow[B, E2], c: Flow[T, X], d: Flow[S, R], e: Flow[A5, E5], f: Flow[A6, E6], g: Flow[A7, E7], h: Flow[A8, E8], /
+) -> Flow[A | B | T | S | A5 | A6 | A7 | A8, E | E2 | X | R | E5 | E6 | E7 | E8]: ...
 @overload
 def race(*flows: Flow[A, E]) -> Flow[A, E]: ...
 def race(*flows: Flow[Any, Any]) -> Flow[Any, Any]:
