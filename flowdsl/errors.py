@@ -56,3 +56,11 @@ class Rejected(FlowError):
     def __init__(self, workflow: str, key: str, execution: str) -> None:
         self.workflow, self.key, self.execution = workflow, key, execution
         super().__init__(f"{workflow}: key {key!r} is taken by execution {execution}; use another key, or another reuse policy")
+
+
+class EmbeddedPostgresError(StoreError):
+    """The embedded server cannot be had: what, why, and what to do."""
+
+    def __init__(self, what: str, why: str, remedy: str) -> None:
+        self.what, self.why = what, why
+        super().__init__(f"embedded Postgres: {what} ({why})", remedy)

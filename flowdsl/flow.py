@@ -461,7 +461,11 @@ class Catching(Generic[X, B, E2]):
     def __init__(self, kind: TypeForm[X], handler: Callable[[X], Flow[B, E2]]) -> None:
         self._kinds, self._handler = members(kind), handler
 
-    def __call__(self, flow: Flow[A, X | R]) -> Flow[A | B, R | E2]:
+    @overload
+    def __call__(self, flow: Flow[A, X]) -> Flow[A | B, E2]: ...
+    @overload
+    def __call__(self, flow: Flow[A, X | R]) -> Flow[A | B, R | E2]: ...
+    def __call__(self, flow: Flow[Any, Any]) -> Flow[Any, Any]:
         kinds, handler = self._kinds, cast("Callable[[Any], Flow[B, E2]]", self._handler)
         return Catch(flow, lambda error: handler(error) if isinstance(error, kinds) else Fail(error))
 
@@ -538,6 +542,37 @@ def _list(answers: list[Any]) -> Any:
     return answers
 
 
+# Flows that cannot fail come first: pyright makes Unknown of a union of type variables when each of them is Never.
+
+
+@overload
+def all_(a: Flow[A, Never], b: Flow[B, Never], /) -> Flow[tuple[A, B], Never]: ...
+@overload
+def all_(a: Flow[A, Never], b: Flow[B, Never], c: Flow[T, Never], /) -> Flow[tuple[A, B, T], Never]: ...
+@overload
+def all_(a: Flow[A, Never], b: Flow[B, Never], c: Flow[T, Never], d: Flow[S, Never], /) -> Flow[tuple[A, B, T, S], Never]: ...
+@overload
+def all_(a: Flow[A, Never], b: Flow[B, Never], c: Flow[T, Never], d: Flow[S, Never], e: Flow[A5, Never], /) -> Flow[tuple[A, B, T, S, A5], Never]: ...
+@overload
+def all_(
+    a: Flow[A, Never], b: Flow[B, Never], c: Flow[T, Never], d: Flow[S, Never], e: Flow[A5, Never], f: Flow[A6, Never], /
+) -> Flow[tuple[A, B, T, S, A5, A6], Never]: ...
+@overload
+def all_(
+    a: Flow[A, Never], b: Flow[B, Never], c: Flow[T, Never], d: Flow[S, Never], e: Flow[A5, Never], f: Flow[A6, Never], g: Flow[A7, Never], /
+) -> Flow[tuple[A, B, T, S, A5, A6, A7], Never]: ...
+@overload
+def all_(
+    a: Flow[A, Never],
+    b: Flow[B, Never],
+    c: Flow[T, Never],
+    d: Flow[S, Never],
+    e: Flow[A5, Never],
+    f: Flow[A6, Never],
+    g: Flow[A7, Never],
+    h: Flow[A8, Never],
+    /,
+) -> Flow[tuple[A, B, T, S, A5, A6, A7, A8], Never]: ...
 @overload
 def all_(a: Flow[A, E], b: Flow[B, E2], /) -> Flow[tuple[A, B], E | E2]: ...
 @overload
@@ -565,6 +600,34 @@ def all_(*flows: Flow[Any, Any]) -> Flow[Any, Any]:
     return All(len(flows), lambda index, _: flows[index], _tuple)
 
 
+@overload
+def race(a: Flow[A, Never], b: Flow[B, Never], /) -> Flow[A | B, Never]: ...
+@overload
+def race(a: Flow[A, Never], b: Flow[B, Never], c: Flow[T, Never], /) -> Flow[A | B | T, Never]: ...
+@overload
+def race(a: Flow[A, Never], b: Flow[B, Never], c: Flow[T, Never], d: Flow[S, Never], /) -> Flow[A | B | T | S, Never]: ...
+@overload
+def race(a: Flow[A, Never], b: Flow[B, Never], c: Flow[T, Never], d: Flow[S, Never], e: Flow[A5, Never], /) -> Flow[A | B | T | S | A5, Never]: ...
+@overload
+def race(
+    a: Flow[A, Never], b: Flow[B, Never], c: Flow[T, Never], d: Flow[S, Never], e: Flow[A5, Never], f: Flow[A6, Never], /
+) -> Flow[A | B | T | S | A5 | A6, Never]: ...
+@overload
+def race(
+    a: Flow[A, Never], b: Flow[B, Never], c: Flow[T, Never], d: Flow[S, Never], e: Flow[A5, Never], f: Flow[A6, Never], g: Flow[A7, Never], /
+) -> Flow[A | B | T | S | A5 | A6 | A7, Never]: ...
+@overload
+def race(
+    a: Flow[A, Never],
+    b: Flow[B, Never],
+    c: Flow[T, Never],
+    d: Flow[S, Never],
+    e: Flow[A5, Never],
+    f: Flow[A6, Never],
+    g: Flow[A7, Never],
+    h: Flow[A8, Never],
+    /,
+) -> Flow[A | B | T | S | A5 | A6 | A7 | A8, Never]: ...
 @overload
 def race(a: Flow[A, E], b: Flow[B, E2], /) -> Flow[A | B, E | E2]: ...
 @overload

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from flowdsl.codec.build import shape_of
+from flowdsl.codec.build import hooked, shape_of
 from flowdsl.codec.records import declared, is_record
 from flowdsl.codec.shape import Mismatch, NotJournalable, Part, Shape, dumps, short
 
@@ -14,7 +14,7 @@ _KEPT = (type(None), bool, int, float, str)
 
 def _fact(value: Any) -> Any:
     """Records with their class under "$" and with every field; scalars as the codec of their class writes them."""
-    cls = type(value)
+    cls: Any = type(value)
     if cls in _KEPT:
         return value
     if cls in (list, tuple):
@@ -25,7 +25,7 @@ def _fact(value: Any) -> Any:
         if all(type(key) is str for key in value):
             return {key: _fact(each) for key, each in value.items()}
         return [[_fact(key), _fact(each)] for key, each in value.items()]
-    if is_record(cls):
+    if is_record(cls) and not hooked(cls):
         return {"$": cls.__name__, **{field.key: _fact(getattr(value, field.name)) for field in declared(cls)}}
     try:
         shape = shape_of(cls)
@@ -35,7 +35,7 @@ def _fact(value: Any) -> Any:
 
 
 def _parts(value: Any) -> Iterable[Part]:
-    cls = type(value)
+    cls: Any = type(value)
     if cls in (list, tuple, set, frozenset):
         return [(f"[{i}]", FACT, each) for i, each in enumerate(value)]
     if cls is dict:

@@ -39,9 +39,9 @@ def opened(form: Any) -> Any:
     if isinstance(form, TypeVar):
         return _stand_in(form)
     if isinstance(form, _ALIASES):
-        return substituted(_value(form), dict.fromkeys(_parameters(form), object))
+        return _value(form)
     if isinstance(origin, _ALIASES):
-        return substituted(_value(origin), dict(zip(_parameters(origin), get_args(form), strict=True)))
+        return substituted(_value(origin), dict(zip(_parameters(origin), get_args(form), strict=False)))
     if origin is Result or form is Result:
         answer, failure = get_args(form) or (object, object)
         return cast(Any, Success)[answer] | cast(Any, Failure)[failure]

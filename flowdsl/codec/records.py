@@ -59,20 +59,33 @@ def _is_named_tuple(cls: type) -> bool:
     return issubclass(cls, tuple) and hasattr(cls, "_fields") and hasattr(cls, "_field_defaults")
 
 
+@cache
 def declared(cls: Any) -> list[Declared]:
-    """The fields that make a value: their names, the arguments that they are in `__init__`, and defaults. Refuses a field that is none."""
+    """The fields that make a value: their names, the arguments that they are in `__init__`, and defaults."""
     if cls in (Success, Failure):
         return [Declared("_inner_value", "v", True, None)]
     if attrs.has(cls):
-        return [_of_attrs(cls, each) for each in attrs.fields(cls)]
-    if dataclasses.is_dataclass(cls):
-        return _of_dataclass(cls)
-    return [_field(name, name, cls._field_defaults.get(name, attrs.NOTHING), None) for name in cls._fields]
+        found = [_of_attrs(cls, each) for each in attrs.fields(cls)]
+    elif dataclasses.is_dataclass(cls):
+        found = [_of_dataclass(each) for each in dataclasses.fields(cls)]
+    else:
+        found = [_field(name, name, cls._field_defaults.get(name, attrs.NOTHING), None) for name in cls._fields]
+    _must_be_arguments(cls, {each.key for each in found})
+    return found
+
+
+def _must_be_arguments(cls: Any, keys: set[str]) -> None:
+    """Refuses a field that `__init__` does not take, and an argument that is kept in no field."""
+    arguments = signature(cls).parameters
+    needed = {name for name, each in arguments.items() if each.default is each.empty and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)}
+    init_vars = getattr(cls, "__dataclass_fields__", {}).keys() & arguments.keys()
+    odd = (keys - arguments.keys()) | (needed - keys) | (init_vars - keys)
+    if odd:
+        remedy = "Make it a property, or a field that is an argument of __init__"
+        raise Mismatch("fields that are the arguments of __init__", f"{cls.__name__}.{min(odd)}", remedy)
 
 
 def _of_attrs(cls: type, each: Any) -> Declared:
-    if not each.init:
-        raise _no_argument(cls, each.name)
     factory: Any = each.default if isinstance(each.default, cast(type, attrs.Factory)) else None
     make = None if factory is None or factory.takes_self else factory.factory
     field = _field(each.name, each.alias, each.default, make, made=factory is not None)
@@ -81,17 +94,10 @@ def _of_attrs(cls: type, each: Any) -> Declared:
     return evolve(field, converter=each.converter)
 
 
-def _of_dataclass(cls: Any) -> list[Declared]:
-    found: list[Declared] = []
-    for each in dataclasses.fields(cls):
-        made = each.default_factory is not dataclasses.MISSING
-        default = attrs.NOTHING if each.default is dataclasses.MISSING else each.default
-        found.append(_field(each.name, each.name, default, each.default_factory if made else None, made=made))
-    arguments = cls.__dataclass_fields__.keys() & signature(cls).parameters.keys()
-    odd = {each.name for each in dataclasses.fields(cls)} ^ arguments  # init=False, or an InitVar
-    if odd:
-        raise _no_argument(cls, min(odd))
-    return found
+def _of_dataclass(each: dataclasses.Field[Any]) -> Declared:
+    made = each.default_factory is not dataclasses.MISSING
+    default = attrs.NOTHING if each.default is dataclasses.MISSING else each.default
+    return _field(each.name, each.name, default, each.default_factory if made else None, made=made)
 
 
 def _field(name: str, key: str, default: Any, factory: Any, *, made: bool = False) -> Declared:
@@ -105,10 +111,6 @@ def _always_alike(factory: Any) -> bool:
     if factory in (list, dict, set, frozenset, tuple):
         return True
     return is_record(factory) and all(each.default is not None for each in declared(factory))
-
-
-def _no_argument(cls: type, name: str) -> Mismatch:
-    return Mismatch("fields that __init__ takes and keeps", f"{cls.__name__}.{name}", "Make it a property, or an argument of __init__")
 
 
 def record(cls: Any, rows: Sequence[Row], name: str) -> Shape:

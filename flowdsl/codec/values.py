@@ -139,7 +139,7 @@ def enum(cls: type[Enum]) -> Shape:
 
     def plain(value: Any) -> str:
         if type(value) is cls:
-            return value.name
+            return str(value._name_)
         raise Mismatch(cls.__name__, seen(value))
 
     def structure(name: Any) -> Enum:

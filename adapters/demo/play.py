@@ -1,0 +1,221 @@
+"""The play: a full sync with a kill in the middle while rows move, a delta for what moved, and the verdict."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from attrs import asdict, define, field, frozen
+from domains.sync.values import MainSync
+from domains.sync.workflows import main_sync
+from flowdsl.postgres.choice import choose
+
+from adapters.demo.screen import Row, Screen
+from adapters.demo.stage import Stage
+from adapters.deployment import deployment
+from adapters.verdict import verdict
+from flowdsl import FlowError
+from flowdsl.journal import codecs_of
+from flowdsl.postgres.store import NewStart, Store, connect, migrate
+from flowdsl.postgres.worker import new_id
+
+ORG, LEASE = "org_123", 2.0
+
+
+@frozen
+class Plan:
+    people: int
+    seed: int
+    workers: int
+    faults: str
+    kill: bool
+    database: str | None
+    logs: Path
+
+
+@define
+class Outcome:
+    """What the demo found. `resumed` counts recorded steps that the dead worker's executions went on from without running them again."""
+
+    people: int
+    records: int = 0
+    missing: int = 0
+    duplicated: int = 0
+    stale: int = 0
+    killed: int = 0
+    resumed: int = 0
+    retries: int = 0
+    status: str = ""
+    entities: list[dict[str, Any]] = field(factory=list[dict[str, Any]])
+
+    @property
+    def clean(self) -> bool:
+        return self.status == "succeeded" and self.records > 0 and not (self.missing or self.duplicated or self.stale)
+
+
+async def play(plan: Plan, screen: Screen) -> Outcome:
+    """Raises `FlowError` when the stage cannot be set."""
+    with choose(plan.database) as choice:
+        dsn = plan.database or await _fresh(choice.dsn)
+        try:
+            screen.say(f"Postgres: {choice.source}")
+            await migrate(dsn, deployment.migrations)
+            async with await Store.open(dsn) as store:
+                return await _play(plan, screen, store)
+        finally:
+            if plan.database is None:
+                await _drop(choice.dsn, dsn)
+
+
+async def _play(plan: Plan, screen: Screen, store: Store) -> Outcome:
+    outcome = Outcome(plan.people)
+    with Stage(plan.logs) as stage:
+        quota = ("--limit", "5000", "--period", "20")
+        churn = ("--churn", "--churn-every", "4", "--churn-changes", "150")
+        address = stage.standin("--people", str(plan.people), "--seed", str(plan.seed), "--faults", plan.faults, *quota, *churn)
+        screen.say(f"Planning Center stand-in: {plan.people:,} people at {address}, faults {plan.faults}, rows move during the walk")
+        stage.environment |= {"PLANNING_CENTER_URL": address, "PLANNING_CENTER_TOKEN": "app_id:secret"}
+        pids = [stage.worker(store.dsn, LEASE) for _ in range(plan.workers)]
+        screen.say(f"{plan.workers} workers: processes {', '.join(map(str, pids))}")
+
+        full = await _start(store, "full")
+        await _follow(plan, screen, store, stage, full, outcome)
+        await asyncio.to_thread(_settle, address)
+        screen.say("the source has settled; a delta sync fetches what moved meanwhile")
+        delta = await _start(store, "delta")
+        await _follow(plan, screen, store, stage, delta, None)
+
+        summaries = [await store.summary(one) for one in (full, delta)]
+        outcome.status = next((one.status for one in summaries if one.status != "succeeded"), "succeeded")
+        connection = await connect(store.dsn)
+        try:
+            found = await verdict(connection, address, ORG)
+        finally:
+            await connection.close()
+        outcome.records, outcome.missing, outcome.duplicated, outcome.stale = found.records, found.missing, found.duplicated, found.stale
+    mark = "[bold green]✓" if outcome.clean else "[bold red]✗"
+    screen.say(
+        f"{mark} {outcome.records:,} records compared with the source: {outcome.missing} missing, {outcome.duplicated} duplicated, "
+        f"{outcome.stale} stale[/]; {outcome.killed} worker killed, {outcome.resumed} recorded steps kept, {outcome.retries} retries"
+    )
+    return outcome
+
+
+async def _start(store: Store, sync_type: Any) -> str:
+    order = MainSync(ORG, "pco", sync_type, "manual")
+    wish = NewStart(
+        new_id(),
+        "default",
+        main_sync.name,
+        main_sync.version,
+        "",
+        main_sync.key_of(order),
+        main_sync.reuse,
+        codecs_of(main_sync).request.encode(order),
+    )
+    return (await store.start([wish]))[0].id
+
+
+async def _follow(plan: Plan, screen: Screen, store: Store, stage: Stage, id: str, outcome: Outcome | None) -> None:
+    """Shows a sync until it ends. With an outcome to fill, kills a worker once a quarter of the expected pages is recorded."""
+    title = f"{'full' if outcome is not None else 'delta'} sync"
+    kept: dict[str, int] = {}
+    screen.begin()
+    while True:
+        summary = await store.summary(id)
+        rows = await _rows(store, id, kept)
+        screen.show(title, rows)
+        if summary.status not in ("running", "suspended"):
+            break
+        if outcome is not None and plan.kill and not outcome.killed and sum(row.records for row in rows) > plan.people * 0.8:
+            kept = await _kill(screen, store, stage, outcome)
+        if all(worker.poll() is not None for worker in stage.workers.values()):
+            raise FlowError("all workers have ended; their last words are in the logs below")
+        await asyncio.sleep(0.15)
+    screen.end(title, rows)
+    if outcome is not None:
+        outcome.resumed, outcome.retries = sum(row.resumed for row in rows), sum(row.retries for row in rows)
+        outcome.entities = [asdict(row) for row in rows]
+    if summary.cause:
+        screen.say(f"[red]{summary.status}: {summary.cause}[/]")
+
+
+async def _kill(screen: Screen, store: Store, stage: Stage, outcome: Outcome) -> dict[str, int]:
+    """Kills the worker that has most to do, and starts another. Gives what each of its executions had recorded by then."""
+    busiest = await store.again(
+        "select w.pid, count(*) from flowdsl.executions x join flowdsl.workers w on w.id = x.owner where not w.gone and w.pid = any($1::int[])"
+        " group by w.pid order by 2 desc limit 1",
+        list(stage.workers),
+    )
+    if not busiest:
+        return {}
+    pid = busiest[0]["pid"]
+    stage.freeze(pid)
+    owned = await store.again(
+        "select x.id, (select count(*) from flowdsl.journal j where j.execution = x.id and j.kind <= 3) as steps"
+        " from flowdsl.executions x join flowdsl.workers w on w.id = x.owner where w.pid = $1 and not w.gone",
+        pid,
+    )
+    stage.kill(pid)
+    outcome.killed += 1
+    screen.say(f"[bold red]kill -9 {pid}[/]: it had {len(owned)} executions; worker {stage.worker(store.dsn, LEASE)} is started")
+    return {str(row["id"]): row["steps"] for row in owned}
+
+
+async def _rows(store: Store, id: str, kept: dict[str, int]) -> list[Row]:
+    children = await store.again(
+        "select x.id, x.status, x.request, x.exit, n.done, n.note,"
+        " count(j.*) as entries, count(j.*) filter (where j.kind in (4, 5)) as retries,"
+        " count(j.*) filter (where j.kind = 1 and j.fingerprint like 'perform ProcessEntityPage %') as pages"
+        " from flowdsl.executions x left join flowdsl.notes n on n.execution = x.id left join flowdsl.journal j on j.execution = x.id"
+        " where x.parent = $1 group by x.id, n.execution order by x.started, x.id",
+        id,
+    )
+    return [_row(child, kept) for child in children]
+
+
+def _row(child: Any, kept: dict[str, int]) -> Row:
+    exit: dict[str, Any] = json.loads(child["exit"]) if child["exit"] else {}
+    synced: dict[str, Any] = exit.get("success") or {}
+    return Row(
+        json.loads(child["request"])["entity_name"],
+        child["status"],
+        synced.get("pages_processed", child["pages"]),
+        synced.get("total_records_processed", child["done"] or 0),
+        child["retries"],
+        kept.get(str(child["id"]), 0),
+        child["entries"],
+    )
+
+
+def _settle(address: str) -> None:
+    import httpx2
+
+    httpx2.post(f"{address}/_standin/settle", timeout=30).raise_for_status()
+
+
+async def _fresh(dsn: str) -> str:
+    """A database of its own in the same server."""
+    name = f"flowdsl_demo_{os.getpid()}_{os.urandom(3).hex()}"
+    connection = await connect(dsn)
+    try:
+        await connection.execute(f'create database "{name}"')
+    finally:
+        await connection.close()
+    return _with_database(dsn, name)
+
+
+async def _drop(server: str, dsn: str) -> None:
+    connection = await connect(server)
+    try:
+        await connection.execute(f'drop database if exists "{urlsplit(dsn).path[1:]}" with (force)')
+    finally:
+        await connection.close()
+
+
+def _with_database(dsn: str, name: str) -> str:
+    return urlunsplit(urlsplit(dsn)._replace(path="/" + name))

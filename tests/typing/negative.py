@@ -1,0 +1,424 @@
+"""Wrong lines: both checkers must refuse each of them, and say so too when a line is no longer wrong.
+
+Each carries the code under which mypy refuses it and the rule under which pyright does; an ignore that is not needed is an error of its own.
+"""
+
+# mypy's comments must not hush pyright:
+# pyright: enableTypeIgnoreComments=false
+# ruff: noqa: B018
+
+from typing import Never, TypeAlias, assert_never
+
+from attrs import frozen
+
+from flowdsl import (
+    Child,
+    Done,
+    Exit,
+    Failure,
+    Flow,
+    Next,
+    Nodes,
+    Outcome,
+    Result,
+    Retry,
+    Round,
+    Skipped,
+    Steps,
+    Success,
+    activity,
+    all_,
+    audit,
+    bind,
+    catching,
+    dag,
+    do,
+    each,
+    fail,
+    iterate,
+    node,
+    pure,
+    race,
+    saga,
+    signal,
+    sleep,
+    workflow,
+)
+
+
+@frozen
+class PageRequest:
+    entity: str
+
+
+@frozen
+class Page:
+    entity: str
+    records: int
+
+
+@frozen
+class NotFound:
+    entity: str
+
+
+@frozen
+class Unavailable:
+    status: int
+
+
+@frozen
+class Forbidden:
+    entity: str
+
+
+Order: TypeAlias = Page | PageRequest
+order = signal("typing.order", Order)
+
+
+@activity("typing.fetch_page")
+def fetch_page(request: PageRequest) -> Result[Page, NotFound | Unavailable]: ...
+
+
+@activity("typing.count")
+def count(request: str) -> Result[int, Never]: ...
+
+
+@workflow("typing.sync")
+def sync(request: PageRequest) -> Steps[int, NotFound | Unavailable]:
+    page = yield from fetch_page(request)
+    return page.records
+
+
+# Bodies
+
+
+@do
+def undeclared_failure(request: PageRequest) -> Steps[int, NotFound]:
+    page = yield from fetch_page(request)
+    return page.records
+
+
+@do
+def undeclared_failure_of_a_race() -> Steps[None, Never]:
+    yield from race(sleep("1s"), sleep("2s")).timeout("1s", NotFound("a"))
+
+
+@do
+def undeclared_failure_of_all(request: PageRequest) -> Steps[None, Unavailable]:
+    yield from all_(count("a"), fetch_page(request))
+
+
+@do
+def undeclared_timeout() -> Steps[int, NotFound]:
+    return (yield from count("a").timeout("1s"))
+
+
+@do
+def undeclared_own_failure() -> Steps[int, NotFound]:
+    return (yield from fail(Forbidden("a")))
+
+
+@do
+def undeclared_failure_of_a_child(request: PageRequest) -> Steps[int, Unavailable]:
+    return (yield from sync.child(request))
+
+
+@do
+def undeclared_failure_after_catching(request: PageRequest) -> Steps[Page | None, Never]:
+    return (yield from catching(NotFound, lambda _: pure(None))(fetch_page(request)))
+
+
+@do
+def undeclared_failure_of_a_handler(request: PageRequest) -> Steps[Page, Never]:
+    return (yield from fetch_page(request).catch(lambda _: fail(Forbidden("a"))))
+
+
+@do
+def undeclared_death(text: str) -> Steps[int, Never]:
+    return (yield from count(text).isolate())
+
+
+@do
+def bare_yield() -> Steps[None, Never]:
+    yield sleep("1s")
+
+
+@do
+def wrong_answer() -> Steps[str, Never]:
+    return (yield from count("a"))
+
+
+@workflow("typing.wrong_answer")
+def wrong_answer_of_a_workflow(request: str) -> Steps[str, Never]:
+    yield from count(request)
+    return 1
+
+
+@do
+def no_answer(request: str) -> Steps[int, Never]:
+    yield from count(request)
+
+
+@do
+def wrong_use_of_an_answer(request: PageRequest) -> Steps[str, NotFound | Unavailable]:
+    page = yield from fetch_page(request)
+    return page.records
+
+
+@workflow("typing.not_a_body")
+def not_a_body(request: str) -> Flow[int, Never]:
+    return count(request)
+
+
+# Calls
+
+
+def wrong_requests(request: PageRequest) -> None:
+    fetch_page("people")
+    sync("people")
+    sync.child("people")
+    sync.start("people")
+    sync.key_of("people")
+    sync.existing([1])
+    fetch_page(request).map(len)
+    fetch_page(request).then(count)
+    fetch_page(request).then(lambda page: page.records)
+    sync.start(request).then(lambda child: child.joined())
+    fetch_page.using(crash="fail")
+    undeclared_failure("people")
+    count("a").timeout(5)
+
+
+def wrong_child(child: Child[int, NotFound]) -> Flow[str, NotFound]:
+    return child.join()
+
+
+def wrong_flow(flow: Flow[int, NotFound | Unavailable]) -> Flow[int, NotFound]:
+    return flow
+
+
+# Handlers
+
+
+def of_not_found(error: NotFound) -> Flow[None, Never]:
+    return pure(None)
+
+
+def of_forbidden(error: Forbidden) -> Flow[None, Never]:
+    return pure(None)
+
+
+def of_a_number(number: int) -> Flow[None, Never]:
+    return pure(None)
+
+
+def of_another_exit(exit: Exit[str, NotFound]) -> Flow[None, Never]:
+    return pure(None)
+
+
+def not_all_left(flow: Flow[int, NotFound | Unavailable | Forbidden]) -> Flow[int | None, Unavailable]:
+    return catching(NotFound, of_not_found)(flow)
+
+
+def wrong_handlers(request: PageRequest) -> None:
+    fetch_page(request).catch(of_not_found)
+    fetch_page(request).catch(lambda error: error)
+    catching(NotFound, of_forbidden)
+    catching(NotFound, lambda error: pure(error.status))
+    fetch_page(request).ensure(of_another_exit)
+    fetch_page(request).ensure(lambda exit: None)
+    fetch_page(request).compensate(of_a_number)
+    fetch_page(request).compensate(lambda page: page.entity)
+    saga(fetch_page)
+
+
+# Results in hand
+
+
+def case_left_out(outcome: Outcome[int, NotFound]) -> str:
+    match outcome:
+        case Success(number):
+            return str(number)
+        case _:
+            assert_never(outcome)
+
+
+def skipped_left_out(outcome: Outcome[int, NotFound] | Skipped) -> str:
+    match outcome:
+        case Success(number):
+            return str(number)
+        case Failure(error):
+            return error.entity
+        case _:
+            assert_never(outcome)
+
+
+def failure_left_out(outcome: Outcome[int, NotFound | Unavailable]) -> str:
+    match outcome:
+        case Success(number):
+            return str(number)
+        case Failure(error):
+            match error:
+                case NotFound(entity):
+                    return entity
+                case _:
+                    assert_never(error)
+
+
+def case_left_out_without_default(outcome: Outcome[int, NotFound]) -> str:
+    match outcome:
+        case Success(number):
+            return str(number)
+
+
+def exit_left_out(exit: Exit[int, NotFound]) -> str:
+    match exit:
+        case Success(number):
+            return str(number)
+        case Failure(error):
+            return error.entity
+        case _:
+            assert_never(exit)
+
+
+@do
+def case_left_out_in_a_body(request: PageRequest) -> Steps[int, Never]:
+    outcome = yield from fetch_page(request).attempt()
+    match outcome:
+        case Failure():
+            return 0
+        case _:
+            assert_never(outcome)
+
+
+def wrong_result() -> Outcome[int, NotFound]:
+    return Failure(Forbidden("a"))
+
+
+# Several
+
+
+def wrong_items(names: list[str], request: PageRequest) -> None:
+    each(names, fetch_page)
+    each([1], lambda number: number)
+    each(request, fetch_page)
+    all_(count("a"), fetch_page)
+    race(count("a"), "1s")
+    dag({"a": count("a")})
+    node(count("a"), after=[1])
+
+
+def wrong_tuple() -> Flow[tuple[int, str], Never]:
+    return all_(count("a"), count("b"))
+
+
+def wrong_nodes(request: PageRequest) -> Nodes[object, NotFound]:
+    return {"a": node(fetch_page(request))}
+
+
+# Loops
+
+
+@do
+def wrong_round(state: int) -> Steps[Round[int, str], Never]:
+    yield from sleep("1s")
+    if state > 3:
+        return Next("four")
+    return Done(3)
+
+
+def rounds(state: int) -> Flow[Round[int, str], Never]:
+    return pure(Next(state))
+
+
+def wrong_loops() -> None:
+    iterate("a", rounds)
+    iterate(0, count)
+
+
+# Signals
+
+
+def wrong_signals() -> None:
+    order.send("execution", 1)
+    order.send("execution", NotFound("a"))
+    order.send(1, Page("a", 1))
+    order.receive(1)
+
+
+def wrong_payload() -> Flow[Page, Never]:
+    return order.receive()
+
+
+def forgotten_none() -> Flow[Page | PageRequest, Never]:
+    return order.take()
+
+
+# Contracts and implementations
+
+
+@activity("typing.not_a_result")
+def not_a_result(request: str) -> int: ...
+
+
+@activity("typing.two_inputs")
+def two_inputs(first: str, second: str) -> Result[int, Never]: ...
+
+
+async def wrong_input(request: str) -> Result[Page, NotFound | Unavailable]:
+    return Failure(NotFound(request))
+
+
+async def wrong_page(request: PageRequest) -> Result[int, NotFound | Unavailable]:
+    return Success(1)
+
+
+async def wrong_failure(request: PageRequest) -> Result[Page, Forbidden]:
+    return Failure(Forbidden("a"))
+
+
+async def one_failure_more(request: PageRequest) -> Result[Page, NotFound | Unavailable | Forbidden]:
+    return Failure(Forbidden("a"))
+
+
+async def no_result(request: PageRequest) -> Page:
+    return Page("a", 1)
+
+
+def wrong_input_in_a_thread(request: str) -> Result[Page, NotFound | Unavailable]:
+    return Failure(NotFound(request))
+
+
+def wrong_page_in_a_thread(request: PageRequest) -> Result[int, NotFound | Unavailable]:
+    return Success(1)
+
+
+def one_failure_more_in_a_thread(request: PageRequest) -> Result[Page, NotFound | Unavailable | Forbidden]:
+    return Failure(Forbidden("a"))
+
+
+def wrong_bindings() -> None:
+    bind(fetch_page, wrong_input)
+    bind(fetch_page, wrong_page)
+    bind(fetch_page, wrong_failure)
+    bind(fetch_page, one_failure_more)
+    bind(fetch_page, no_result)
+    bind(fetch_page, wrong_input_in_a_thread)
+    bind(fetch_page, wrong_page_in_a_thread)
+    bind(fetch_page, one_failure_more_in_a_thread)
+    bind(count, lambda request: Success(request))
+    bind(sync, wrong_page)
+
+
+# Policies
+
+
+def wrong_policies() -> None:
+    Retry.exponential(1)
+    Retry.constant("1s", on=(NotFound("a"),))
+    activity("typing.crash", crash="again")
+    activity("typing.budget", budget=("source",))
+    workflow("typing.reuse", reuse="again")
+    workflow("typing.key", key=lambda: "a")
+    audit(1)
