@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 from heapq import heappop, heappush
 from typing import Any, Final, Literal, TypeAlias, cast
@@ -153,9 +153,12 @@ class Activation:
         Raises `Divergence`; nothing was executed then.
         """
         self.fold.replay(entries)
-        opened = self.fold.machine.opened
-        for one in list(opened):
-            if isinstance(one.instruction, Perform) and one.due is None and (taken_over or one.intended):
+        machine = self.fold.machine
+        if entries:
+            machine.opened.sort(key=_over_at)
+        for one in list(machine.opened):
+            cut_short = isinstance(one.instruction, Perform) and one.due is None and (taken_over or one.intended)
+            if cut_short and machine.pending.get(one.step) is one:
                 self._interrupted(one, now)
         self.deliver(mails, now)
 
@@ -295,8 +298,7 @@ class Activation:
             case Perform():
                 self._begin_attempts(one, now)
             case Sleep():
-                until = instruction.until
-                self._push(one.opened + until if isinstance(until, timedelta) else until, one, now)
+                self._push(_over_at(one), one, now)
             case Receive():
                 key = ("signal", instruction.signal.name, instruction.key)
                 if not instruction.wait and not self._mailbox.get(key):
@@ -310,10 +312,7 @@ class Activation:
             case Checkpoint():
                 self._checkpoint(one, instruction, now)
             case Start():
-                if instruction.key is not None:
-                    self._turn.asks.append(one)
-                else:
-                    self._begin_child(one, instruction, now)
+                self._begin_child(one, instruction, now)
             case Send():
                 self._send(one, instruction, now)
             case CancelChild():
@@ -390,9 +389,9 @@ class Activation:
         except Exception as broken:
             self._record(one.step, BUG, defect_body(Defect(activity.name, f"the predicate in its retry policy raised {broken!r}")), now)
             return
-        due = now + self._pause(one, number, error)
+        due = _later(now, self._pause(one, number, error))
         limit = policies.schedule_to_close
-        if not again or policies.crash == "fail" or policies.retry.exhausted(number) or (limit is not None and due >= one.opened + limit):
+        if not again or policies.crash == "fail" or policies.retry.exhausted(number) or (limit is not None and due >= _later(one.opened, limit)):
             self._record(one.step, kind, body, now)
             return
         self._record(one.step, ATTEMPT, attempt_body(number, due, kind, body), now)
@@ -450,7 +449,7 @@ class Activation:
         try:
             body = self.fold.encode_checkpoint(asked)
         except NotJournalable as error:
-            self.fold.machine.give_up(one.step, Defect(f"the state of iterate at {self.fold.site(one)}", str(error)))
+            self._record(one.step, BUG, defect_body(Defect(f"the state of iterate at {self.fold.site(one)}", str(error))), now)
             return
         live = tuple((low, high) for low, high in self.fold.machine.live_positions(one.step))
         self._turn.entries.append(self.fold.record(one.step, CHECKPOINT, body, now, live))
@@ -460,6 +459,9 @@ class Activation:
             request = self.fold.request(one)
         except NotJournalable as error:
             self._refuse(one, error, now)
+            return
+        if start.key is not None:
+            self._turn.asks.append(one)
             return
         id = child_id(self.execution.id, one.step)
         workflow = start.workflow
@@ -497,6 +499,25 @@ class Activation:
             return Ended("blocked", body, "undos failed: " + "; ".join(machine.failed_undos))
         status: Stored = "succeeded" if isinstance(exit, Success) else "failed" if isinstance(exit, (Failure, Defect)) else "cancelled"
         return Ended(status, body)
+
+
+def _over_at(one: Pending) -> datetime:
+    """When a sleep is over: what became due while nobody looked is taken in that order, and after all else."""
+    if not isinstance(one.instruction, Sleep):
+        return _EARLIEST
+    until = one.instruction.until
+    return until if isinstance(until, datetime) else _later(one.opened, until)
+
+
+def _later(at: datetime, span: timedelta) -> datetime:
+    try:
+        return at + span
+    except OverflowError:
+        return _LATEST
+
+
+_EARLIEST: Final = datetime.min.replace(tzinfo=UTC)
+_LATEST: Final = datetime.max.replace(tzinfo=UTC)
 
 
 def exit_of_child(child: str, body: bytes) -> tuple[int, bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -109,7 +110,7 @@ class Deployment:
 
     def __attrs_post_init__(self) -> None:
         problems = list(self._gather_bindings())
-        contracts: dict[str, Activity[Any, Any, Any]] = {}
+        contracts = {name: binding.activity for name, binding in self._bindings.items()}
         problems += self._gather_workflows(contracts)
         problems += [f"activity {name} has no implementation: add bind(…, …)" for name in contracts if name not in self._bindings]
         problems += _refusals(check_workflow, self._workflows.values())
@@ -162,8 +163,10 @@ def _refusals(check: Callable[[Any], None], definitions: Iterable[Any]) -> Itera
     for one in definitions:
         try:
             check(one)
-        except (FlowError, NameError) as error:
+        except FlowError as error:
             yield str(error)
+        except NameError as error:
+            yield f"{one.name}: {error}, but its annotations say so. Define or import it at the top of its module"
 
 
 def named_in(function: Callable[..., Any]) -> Iterator[Activity[Any, Any, Any] | Workflow[Any, Any, Any]]:
@@ -187,14 +190,20 @@ def _same_project(found: Any, function: Callable[..., Any]) -> bool:
 
 
 def _values_named(function: Any) -> Iterator[Any]:
+    """What stands behind each name, in the order of the code; `module.name` is followed, an attribute of anything else is not a name."""
     closure = inspect.getclosurevars(function).nonlocals if function.__closure__ else {}
-    names = {name for code in _codes(function.__code__) for name in (*code.co_names, *code.co_freevars)}
-    scope = {**function.__globals__, **closure}
-    for name in names:
-        value = scope.get(name)
-        yield value
-        if isinstance(value, ModuleType):
-            yield from (getattr(value, inner) for inner in names if hasattr(value, inner))
+    for code in _codes(function.__code__):
+        value: Any = None
+        for step in dis.get_instructions(code):
+            if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+                value = function.__globals__.get(step.argval)
+            elif step.opname in ("LOAD_DEREF", "LOAD_CLASSDEREF"):
+                value = closure.get(step.argval)
+            elif step.opname in ("LOAD_ATTR", "LOAD_METHOD") and isinstance(value, ModuleType):
+                value = getattr(value, step.argval, None)
+            else:
+                value = None
+            yield value
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:

@@ -267,34 +267,59 @@ def workflow(
 
 
 def check_workflow(workflow: Workflow[Any, Any, Any]) -> None:
-    """Refuses a body whose types are not said, and a key template over fields that the input lacks."""
+    """Refuses a body whose types are not said, and a key template over fields that the input lacks or that nothing separates."""
     request = workflow.shape.request
     if not isinstance(workflow.key, str):
         return
     origin = get_origin(request) or request
     known = {field.name for field in attrs.fields(origin)} if attrs.has(origin) else set[str]()
-    for _, name, spec, conversion in _FORMATTER.parse(workflow.key):
+    since = ":"  # the literal text since the last field
+    for literal, name, spec, conversion in _parsed(workflow.name, workflow.key):
+        since += literal
         if name is None:
             continue
         if spec or conversion or name not in known:
             remedy = f"Its fields are: {', '.join(sorted(known))}" if known else "Only an attrs class has fields; use a named function"
             raise DefinitionError(workflow.name, f"the key names {{{name}}}, which is no field of the input", remedy)
+        if not _separators(since):
+            raise DefinitionError(workflow.name, f"nothing separates {{{name}}} from the field before it in the key", "Write {a}:{b}, not {a}{b}")
+        since = ""
 
 
 _FORMATTER = string.Formatter()
 
 
+def _parsed(name: str, template: str) -> list[tuple[str, str | None, str | None, str | None]]:
+    try:
+        return list(_FORMATTER.parse(template))
+    except ValueError as error:
+        raise DefinitionError(name, f"its key {template!r} is no template: {error}", "Write {field}, and {{ or }} for a brace") from None
+
+
+def _separators(text: str) -> set[str]:
+    """What may stand between two fields; % escapes, so it separates nothing."""
+    return {char for char in text if not char.isalnum() and char != "%"}
+
+
 def filled(template: str, request: object) -> str:
-    """The template with the input's fields. What separates fields in the template is percent-escaped inside them, so no two inputs meet."""
+    """The template with the input's fields. What separates fields in the template is percent-escaped inside them, so no two inputs meet.
+
+    None is spelled as nothing; an empty text, to differ from it, as a lone %.
+    """
     parts = list(_FORMATTER.parse(template))
-    separators = {"%"} | {char for literal, *_ in parts for char in literal if not char.isalnum()}
+    escaped = _separators("".join(literal for literal, *_ in parts)) | {"%"}
     key = ""
     for literal, name, _, _ in parts:
         key += literal
         if name is not None:
-            text = _text(name, getattr(request, name))
-            key += "".join(f"%{ord(char):02X}" if char in separators else char for char in text)
+            value = getattr(request, name)
+            text = "".join(_escape(char) if char in escaped else char for char in _text(name, value))
+            key += text if text or value is None else "%"
     return key
+
+
+def _escape(char: str) -> str:
+    return "".join(f"%{byte:02X}" for byte in char.encode())
 
 
 def _text(name: str, value: object) -> str:

@@ -219,10 +219,10 @@ class _Saga(_Frame):
 class _Rollback(_Frame):
     """Undos are running, last first; this is the exit to go on with."""
 
-    __slots__ = ("base", "done", "failed", "kind", "saved", "undos", "value")
+    __slots__ = ("base", "done", "failed", "kind", "saga", "saved", "value")
 
-    def __init__(self, kind: int, value: Any, undos: list[tuple[Any, Any]], base: str, saved: tuple[str, int]) -> None:
-        self.kind, self.value, self.undos, self.base, self.saved = kind, value, undos, base, saved
+    def __init__(self, kind: int, value: Any, saga: _Saga, base: str, saved: tuple[str, int]) -> None:
+        self.kind, self.value, self.saga, self.base, self.saved = kind, value, saga, base, saved
         self.done = 0
         self.failed: list[str] = []
 
@@ -385,12 +385,6 @@ class Machine:
         """Whether a cancellation was asked for."""
         return self._root.cancel is not None
 
-    def give_up(self, step: str, cause: Defect) -> None:
-        """An open step that cannot be recorded: a defect without an entry, found anew by each replay."""
-        one = self._take(step)
-        self._go(one.fiber, None, DEFECT, cause)
-        self._drain()
-
     def live_positions(self, checkpoint_of: str) -> list[list[int]]:
         """The positions still needed once a checkpoint of this loop, for which it now waits, is recorded."""
         _, closing = self._loops[checkpoint_of]
@@ -427,7 +421,8 @@ class Machine:
             fiber, flow, kind, value = queue.popleft()
             if fiber.cancel is not None and not fiber.mask and not fiber.unwinding:
                 fiber.unwinding = True
-                flow, kind, value = None, CANCELLED, Cancelled(fiber.cancel)
+                if kind != DEFECT:
+                    flow, kind, value = None, CANCELLED, Cancelled(fiber.cancel)
             self._run(fiber, flow, kind, value)
 
     def _go(self, fiber: Fiber, flow: Flow[Any, Any] | None, kind: int, value: Any) -> None:
@@ -443,9 +438,12 @@ class Machine:
                 match node:
                     case Do():
                         try:
-                            body = cast("GeneratorType[Any, Any, Any]", node.body(*node.args, **(node.kwargs or {})))
+                            body = node.body(*node.args, **(node.kwargs or {}))
                         except Exception as error:
                             flow, kind, value = None, DEFECT, defect(error)
+                            continue
+                        if not isinstance(body, GeneratorType):
+                            flow, kind, value = None, DEFECT, _no_body(node.body, body)
                             continue
                         flow, kind, value = self._advance(fiber, _Do(body, self._enter(fiber) if node.scope else None), None)
                     case Then():
@@ -501,10 +499,10 @@ class Machine:
                         frames.append(racing)
                         fiber.waiting = racing
                         for index, one in enumerate(node.flows):
-                            self._branch(racing, index, one)
+                            self._branch(racing, index, one, OK, None)
                         return
-                    case _:  # only reachable past the types: a handler that gives no flow
-                        flow, kind, value = None, DEFECT, _not_a_flow(node)
+                    case _:  # only reachable past the types
+                        flow, kind, value = None, DEFECT, _not_a_flow(node, None)
             if not frames:
                 self._end(fiber, kind, value)
                 return
@@ -529,7 +527,7 @@ class Machine:
                 if kind == FAILED:
                     return self._call(frame.handler, value)
             case _Isolate():
-                if kind == DEFECT:
+                if kind == DEFECT and (fiber.mask or not fiber.unwinding):  # nothing takes a cancellation back
                     return None, FAILED, Died(value.where, value.message)
             case _Mask():
                 return self._unmask(fiber, kind, value)
@@ -543,8 +541,8 @@ class Machine:
                 return self._call(frame.finalizer, public(kind, value))
             case _Ensured():
                 if kind != OK:
-                    return self._unmask(fiber, DEFECT, _of_undo("a finalizer", kind, value))
-                return self._unmask(fiber, frame.kind, frame.value)
+                    return self._cleaned(fiber, DEFECT, _of_undo("a finalizer", kind, value))
+                return self._cleaned(fiber, frame.kind, frame.value)
             case _Saga():
                 return self._settle(fiber, frame, kind, value)
             case _Rollback():
@@ -570,11 +568,12 @@ class Machine:
             return bound.flow, OK, None
         return None, DEFECT, _bare_yield(frame.body, bound)
 
-    def _call(self, fn: Any, value: Any) -> _Going:
+    def _call(self, fn: Any, *args: Any) -> _Going:
         try:
-            return fn(value), OK, None
+            made = fn(*args)
         except Exception as error:
             return None, DEFECT, defect(error)
+        return (made, OK, None) if isinstance(made, Flow) else (None, DEFECT, _not_a_flow(made, fn))
 
     # Scopes and steps
 
@@ -628,21 +627,18 @@ class Machine:
 
     # Branches
 
-    def _branch(self, owner: _Branches, index: int, flow: Flow[Any, Any] | None, kind: int = OK, value: Any = None) -> None:
+    def _branch(self, owner: _Branches, index: int, flow: Flow[Any, Any] | None, kind: int, value: Any) -> None:
         fiber = Fiber(owner.fiber, owner, index, f"{owner.base}.{index}")
         owner.live[index] = fiber
         self._queue.append((fiber, flow, kind, value))
 
     def _more(self, branches: _All) -> None:
         while branches.kind == 0 and (index := branches.next_index()) is not None:
-            try:
-                self._branch(branches, index, branches.node.branch(index, branches.answers))
-            except Exception as error:
-                self._branch(branches, index, None, DEFECT, defect(error))
+            self._branch(branches, index, *self._call(branches.node.branch, index, branches.answers))
 
     def _end(self, fiber: Fiber, kind: int, value: Any) -> None:
         """A fiber has ended: tell who waits for it."""
-        if kind == CANCELLED and fiber.owner is not None:
+        if fiber.cancel is not None and kind != OK and fiber.owner is not None:
             self.effects.append(CancelScope(fiber.scope))
         owner = fiber.owner
         if owner is None:
@@ -666,32 +662,40 @@ class Machine:
             self._go(owner.fiber, None, owner.kind, owner.value)
 
     def _interrupt(self, fiber: Fiber, reason: str) -> None:
-        if fiber.cancel is not None:
-            return
-        fiber.cancel = reason
-        if fiber.mask == 0:
-            self._deliver(fiber, reason)
+        todo = [fiber]
+        while todo:
+            one = todo.pop()
+            if one.cancel is None:
+                one.cancel = reason
+                if one.mask == 0:
+                    todo += reversed(self._deliver(one, reason))
 
-    def _deliver(self, fiber: Fiber, reason: str) -> None:
-        """A cancellation reaches an unmasked fiber where it waits. One that is about to run finds it there."""
+    def _deliver(self, fiber: Fiber, reason: str) -> list[Fiber]:
+        """A cancellation reaches an unmasked fiber where it waits: gives the branches to go on with. One that is about to run finds it there."""
         waiting = fiber.waiting
         if isinstance(waiting, Pending):
-            if isinstance(waiting.instruction, Start):
-                return  # its answer is recorded first: otherwise nobody would know the child
-            del self.pending[waiting.step]
-            self.closed.append(waiting.step)
-            self._go(fiber, None, CANCELLED, Cancelled(reason))
+            if not isinstance(waiting.instruction, Start):  # a start is answered first: otherwise nobody would know the child
+                del self.pending[waiting.step]
+                self.closed.append(waiting.step)
+                self._go(fiber, None, CANCELLED, Cancelled(reason))
         elif waiting is not None:
-            waiting.kind, waiting.value = CANCELLED, Cancelled(reason)
-            for child in list(waiting.live.values()):
-                self._interrupt(child, reason)
+            if waiting.kind != DEFECT:
+                waiting.kind, waiting.value = CANCELLED, Cancelled(reason)
+            return list(waiting.live.values())
+        return []
 
     def _unmask(self, fiber: Fiber, kind: int, value: Any) -> tuple[None, int, Any]:
+        """A cancellation that came meanwhile takes the place of what the masked work gave."""
         fiber.mask -= 1
         if fiber.cancel is not None and fiber.mask == 0 and not fiber.unwinding:
             fiber.unwinding = True
             return None, CANCELLED, Cancelled(fiber.cancel)
         return None, kind, value
+
+    def _cleaned(self, fiber: Fiber, kind: int, value: Any) -> tuple[None, int, Any]:
+        """The same after a finalizer or undos: what went wrong there, or had gone wrong before, is not hidden."""
+        cancelled = self._unmask(fiber, kind, value)
+        return (None, kind, value) if kind == DEFECT else cancelled
 
     # Sagas
 
@@ -701,9 +705,10 @@ class Machine:
         fiber.saga = frame
 
     def _register(self, fiber: Fiber, undo: Any, value: Any) -> None:
-        saga = cast("_Saga", fiber.saga)
-        saga.undos.append((undo, value))
-        _pin(fiber.loop, saga.loop)
+        saga = fiber.saga
+        if saga is not None:  # None in an undo: nothing undoes it
+            saga.undos.append((undo, value))
+            _pin(fiber.loop, saga.loop)
 
     def _settle(self, fiber: Fiber, frame: _Saga, kind: int, value: Any) -> _Going:
         fiber.saga = frame.outer
@@ -715,21 +720,25 @@ class Machine:
         if not frame.undos:
             return None, kind, value
         base = self._step(fiber)
-        rollback = _Rollback(kind, value, frame.undos, base, (fiber.scope, fiber.counter))
+        rollback = _Rollback(kind, value, frame, base, (fiber.scope, fiber.counter))
+        fiber.saga = None
         fiber.mask += 1
         return self._next_undo(fiber, rollback)
 
     def _next_undo(self, fiber: Fiber, rollback: _Rollback) -> _Going:
-        if not rollback.undos:
+        undos = rollback.saga.undos
+        if not undos:
             fiber.scope, fiber.counter = rollback.saved
+            fiber.saga = rollback.saga.outer
             if rollback.failed:
+                _pin(fiber.loop, None)  # it blocks the execution at its end: no checkpoint may forget it
                 self.failed_undos += tuple(rollback.failed)
                 cause = Defect(
                     "compensation", "undos failed: " + "; ".join(rollback.failed) + f" (rolling back after {public(rollback.kind, rollback.value)})"
                 )
-                return self._unmask(fiber, DEFECT, cause)
-            return self._unmask(fiber, rollback.kind, rollback.value)
-        undo, answer = rollback.undos.pop()
+                return self._cleaned(fiber, DEFECT, cause)
+            return self._cleaned(fiber, rollback.kind, rollback.value)
+        undo, answer = undos.pop()
         fiber.scope, fiber.counter = f"{rollback.base}.{rollback.done}", 0
         rollback.done += 1
         fiber.frames.append(rollback)
@@ -774,27 +783,26 @@ class Machine:
     def _drop_above(self, fiber: Fiber, loop: _Iterate) -> None:
         """Forgets the round that a loop is in: nothing of it runs, no undo, no finalizer."""
         self._forget(fiber)
+        gone: list[_Frame] = []
         while fiber.frames[-1] is not loop:
-            self._forget_frame(fiber.frames.pop())
+            gone.append(fiber.frames.pop())
+        while gone:
+            frame = gone.pop()
+            if isinstance(frame, _Do):
+                with suppress(Exception):
+                    frame.body.close()
+            elif isinstance(frame, _Iterate):
+                self._loops.pop(frame.base, None)
+            elif isinstance(frame, _Branches):
+                for child in frame.live.values():
+                    self._forget(child)
+                    gone += child.frames
         fiber.loop, fiber.saga, fiber.mask = loop, loop.saga, loop.mask
 
     def _forget(self, fiber: Fiber) -> None:
         if isinstance(fiber.waiting, Pending):
             self.pending.pop(fiber.waiting.step, None)
         fiber.waiting = None
-
-    def _forget_frame(self, frame: _Frame) -> None:
-        if isinstance(frame, _Do):
-            with suppress(Exception):
-                frame.body.close()
-        elif isinstance(frame, _Iterate):
-            self._loops.pop(frame.base, None)
-        elif isinstance(frame, _Branches):
-            for child in frame.live.values():
-                self._forget(child)
-                while child.frames:
-                    self._forget_frame(child.frames.pop())
-            frame.live.clear()
 
 
 def public(kind: int, value: Any) -> Exit[Any, Any]:
@@ -823,8 +831,16 @@ def _of_undo(what: str, kind: int, value: Any) -> Defect:
     return Defect(what, f"ended with {public(kind, value)}")
 
 
-def _not_a_flow(node: object) -> Defect:
-    return Defect("a flow was expected", f"{node!r}"[:500] + " is none: return a flow, e.g. pure(value)")
+def _not_a_flow(made: object, fn: Any) -> Defect:
+    code = getattr(fn, "__code__", None)
+    where = f"{code.co_filename}:{code.co_firstlineno} in {code.co_name}" if code is not None else "a flow was expected"
+    return Defect(where, f"it gave {made!r}"[:500] + ", which is no flow: return one, e.g. pure(value)")
+
+
+def _no_body(fn: Any, got: object) -> Defect:
+    code = getattr(fn, "__code__", None)
+    where = f"{code.co_filename}:{code.co_firstlineno} in {code.co_name}" if code is not None else "a body"
+    return Defect(where, f"it gave {got!r}"[:500] + ": a body holds a `yield from`; without work to do, `return (yield from pure(value))`")
 
 
 def _bare_yield(body: GeneratorType[Any, Any, Any], got: object) -> Defect:

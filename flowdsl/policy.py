@@ -27,7 +27,10 @@ def duration(value: Duration) -> timedelta:
         parts = _DURATION.findall(value) if isinstance(value, str) else []
         if not parts or _DURATION.sub("", value).strip():
             raise DefinitionError("duration", f"{value!r} is not a duration", 'Write a timedelta, or "500ms", "60s", "30m", "24h", "1h30m"')
-        span = sum((timedelta(**{_UNITS[unit]: float(number)}) for number, unit in parts), timedelta())
+        try:
+            span = sum((timedelta(**{_UNITS[unit]: float(number)}) for number, unit in parts), timedelta())
+        except OverflowError:
+            raise DefinitionError("duration", f"{value!r} is too long", "A duration is at most 999999999 days") from None
     if span < timedelta():
         raise DefinitionError("duration", f"{value!r} is negative", "A duration is zero or more")
     return span
@@ -44,6 +47,8 @@ def shown(span: timedelta) -> str:
         text += f"{count}{unit}" if count else ""
     return text
 
+
+_YEAR = 365 * 86_400.0
 
 Retryable: TypeAlias = tuple[type, ...] | Callable[[Any], bool]
 
@@ -116,10 +121,10 @@ class Retry:
         if self.kind == "exponential":
             factor = 2.0 ** min(attempt - 1, 62)
         else:
-            factor = float(attempt) if self.kind == "linear" else 1.0
+            factor = float(min(attempt, 2**62)) if self.kind == "linear" else 1.0
         seconds = self.initial.total_seconds() * factor
-        ceiling = self.maximum.total_seconds() if self.maximum is not None else 86_400.0 * 365
-        return timedelta(seconds=min(seconds, ceiling) * (1 + self.jitter * chance))
+        ceiling = self.maximum.total_seconds() if self.maximum is not None else max(_YEAR, self.initial.total_seconds())
+        return timedelta(seconds=min(min(seconds, ceiling) * (1 + self.jitter * chance), 1000 * _YEAR))
 
 
 def _retry(

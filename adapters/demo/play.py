@@ -10,14 +10,14 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from attrs import asdict, define, field, frozen
-from domains.sync.values import MainSync
-from domains.sync.workflows import main_sync
 from flowdsl.postgres.choice import choose
 
 from adapters.demo.screen import Row, Screen
 from adapters.demo.stage import Stage
 from adapters.deployment import deployment
 from adapters.verdict import verdict
+from domains.sync.values import MainSync
+from domains.sync.workflows import main_sync
 from flowdsl import FlowError
 from flowdsl.journal import codecs_of
 from flowdsl.postgres.store import NewStart, Store, connect, migrate

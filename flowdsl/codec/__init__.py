@@ -88,7 +88,7 @@ class Codec(Generic[T]):
 
 
 def _too_deep(root: str) -> NotJournalable:
-    return NotJournalable(root, f"at most {DEPTH} levels", "a value nested deeper, or one that holds itself", "Flatten it: a list of nodes with ids")
+    return NotJournalable(root, f"at most {DEPTH} levels", "a value nested deeper, or one that holds itself", "flatten it: a list of nodes with ids")
 
 
 _codecs: dict[tuple[Any, bool], Codec[Any]] = {}

@@ -56,7 +56,7 @@ def shape_of(form: Any, *, tagged: bool = False) -> Shape:
     except Mismatch as error:
         raise NotJournalable("".join(builder.path), error.expected, error.got, error.remedy) from None
     except RecursionError:
-        raise NotJournalable(shown(form), "a type of finite depth", "one that grows inside itself", "Break the cycle") from None
+        raise NotJournalable(shown(form), "a type of finite depth", "one that grows inside itself", "break the cycle") from None
     _SHAPES.update(builder.made)
     return shape
 
@@ -124,14 +124,14 @@ class _Builder:
             keys, items = self.shape(key, ".keys[]"), self.shape(item, "[]")
             return (by_name if keys.cls is str else by_key)(keys, items, name)
         if cls is tuple:
-            if form is tuple or arguments[1:] == (...,):
+            if form in (tuple, tuple) or arguments[1:] == (...,):
                 return many(tuple, self.shape(arguments[0] if arguments else object, "[]"), name)
             return fixed([self.shape(each, f"[{i}]") for i, each in enumerate(arguments)], name)
         if isinstance(cls, type) and issubclass(cls, Enum):
             return enum(cls)
         if is_record(cls):
             return record(cls, self._rows(form, cls, arguments), name)
-        raise Mismatch("a type that the journal can hold", name, "Use a record of plain types, or register hooks in flowdsl.codec.converter")
+        raise Mismatch("a type that the journal can hold", name, "use a record of plain types, or register hooks in flowdsl.codec.converter")
 
     def tagged(self, form: Any) -> Shape:
         """A union that stays readable when members are added: tagged even if it has only one."""
@@ -143,7 +143,7 @@ class _Builder:
             return NEVER
         if any(member.plain is TREE.plain for member in members):
             if always_tagged or any(member.plain is not TREE.plain and member.cls not in RAW for member in members):
-                raise Mismatch("members with a class of their own", "object in a union", "Name the classes, or declare object alone")
+                raise Mismatch("members with a class of their own", "object in a union", "name the classes, or declare object alone")
             return TREE
         if not always_tagged:
             others = [member for member in members if member.cls is not NoneType]
@@ -154,19 +154,21 @@ class _Builder:
         tags = [tag_of(member) for member in members]
         for member, tag in zip(members, tags, strict=True):
             if member.cls is None or tags.count(tag) > 1:
-                raise Mismatch("members with a class of their own", f"{tag} twice" if member.cls else tag, "Put one into a record of its own")
+                raise Mismatch("members with a class of their own", f"{tag} twice" if member.cls else tag, "put one into a record of its own")
         return union(members, name, always_tagged=always_tagged)
 
     def _members(self, form: Any) -> list[Shape]:
         """A union's members, unions within it dissolved, literals of one class put together; a literal whose whole class is a member is dropped."""
         forms: list[Any] = []
         literals: dict[type, list[Any]] = {}
-        waiting = [form]
+        waiting, names = [form], list[Any]()
         while waiting:
             each = waiting.pop(0)
             inner = each if hooked(each) else opened(each)
             if inner is not each:
-                waiting.insert(0, inner)
+                if each not in names:  # an alias that is a member of itself adds nothing
+                    waiting.insert(0, inner)
+                names.append(each)
             elif get_origin(each) in (Union, UnionType):
                 waiting[:0] = get_args(each)
             elif get_origin(each) is Literal:
@@ -186,7 +188,7 @@ class _Builder:
         rows: list[Row] = []
         for each in declared(cls):
             if each.name not in types:
-                raise Mismatch("a type for every field", f"{cls.__name__}.{each.name} without annotation", "Annotate it")
+                raise Mismatch("a type for every field", f"{cls.__name__}.{each.name} without annotation", "annotate it")
             rows.append(Row(each, self.shape(types[each.name], f".{each.key}")))
         return rows
 
@@ -199,7 +201,7 @@ def hooked(form: Any) -> tuple[Callable[[Any], Any], Callable[[Any, Any], Any]] 
         return None
     strict = isinstance(write, _Strict), isinstance(read, _Strict)
     if any(strict) and not all(strict):
-        raise Mismatch("an unstructure and a structure hook", f"only one for {shown(form)}", "Register the other one too")
+        raise Mismatch("an unstructure and a structure hook", f"only one for {shown(form)}", "register the other one too")
     return None if all(strict) else (write, read)
 
 
@@ -215,7 +217,7 @@ def _custom(form: Any, write: Callable[[Any], Any], read: Callable[[Any, Any], A
         except RecursionError:
             raise
         except Exception as error:
-            raise Mismatch(name, f"{type(error).__name__}: {error}", "Its hook refused it") from None
+            raise Mismatch(name, f"{type(error).__name__}: {error}", "its hook refused it") from None
         return TREE.plain(found)
 
     def structure(value: Any) -> Any:

@@ -153,7 +153,7 @@ def _tree(value: Any) -> Any:
         return [_tree(each) for each in value]
     if cls is dict and all(type(at) is str for at in value):
         return {at: _tree(each) for at, each in value.items()}
-    raise Mismatch(_TREE, "a dict with other keys" if cls is dict else seen(value), "Declare its type instead of object")
+    raise Mismatch(_TREE, "a dict with other keys" if cls is dict else seen(value), "declare its type instead of object")
 
 
 def _tree_parts(value: Any) -> Iterable[Part]:

@@ -16,7 +16,6 @@ from typing_extensions import NoDefault, TypeAliasType, get_original_bases
 from flowdsl.codec.shape import Mismatch
 
 _ALIASES: tuple[Any, ...] = (TypeAliasType, getattr(typing, "TypeAliasType", TypeAliasType))
-_ABSTRACT: dict[Any, Any] = {Mapping: dict}
 NO_CLASS: tuple[Any, ...] = (Any, object, Literal, Union, UnionType, Annotated, Result)
 
 
@@ -90,7 +89,8 @@ def runtime_class(form: Any) -> type | None:
     """The class of the form's values, if they all have the same."""
     form = opened_fully(form)
     found = get_origin(form) or form
-    found = _ABSTRACT.get(found, found)
+    if found is Mapping:
+        return dict
     return found if isinstance(found, type) and found not in NO_CLASS else None
 
 
@@ -125,4 +125,4 @@ def _looked_up(holder: type, names: dict[str, Any]) -> dict[str, Any]:
         return get_type_hints(holder, localns={holder.__name__: holder, **nested, **names}, include_extras=True)
     except (NameError, TypeError, SyntaxError) as error:
         where = "" if holder.__module__ in sys.modules else f", whose module {holder.__module__} is gone"
-        raise Mismatch("annotations that can be looked up", f"{holder.__name__}{where}: {error}", "Define the types in the module") from None
+        raise Mismatch("annotations that can be looked up", f"{holder.__name__}{where}: {error}", "define the types in the module") from None

@@ -44,7 +44,7 @@ class Row:
         def steady(part: Any) -> Any:
             plain = shape.plain(part)
             if dumps(shape.plain(convert(part))) != dumps(plain):
-                raise Mismatch("a value that its converter leaves alone", seen(part), "Convert before the record is made: reading converts again")
+                raise Mismatch("a value that its converter leaves alone", seen(part), "convert before the record is made: reading converts again")
             return plain
 
         return Shape(shape.name, steady, shape.structure, lambda part: shape.parts_out(part))
@@ -81,7 +81,7 @@ def _must_be_arguments(cls: Any, keys: set[str]) -> None:
     init_vars = getattr(cls, "__dataclass_fields__", {}).keys() & arguments.keys()
     odd = (keys - arguments.keys()) | (needed - keys) | (init_vars - keys)
     if odd:
-        remedy = "Make it a property, or a field that is an argument of __init__"
+        remedy = "make it a property, or a field that is an argument of __init__"
         raise Mismatch("fields that are the arguments of __init__", f"{cls.__name__}.{min(odd)}", remedy)
 
 
@@ -90,7 +90,7 @@ def _of_attrs(cls: type, each: Any) -> Declared:
     make = None if factory is None or factory.takes_self else factory.factory
     field = _field(each.name, each.alias, each.default, make, made=factory is not None)
     if getattr(each.converter, "takes_self", False) or getattr(each.converter, "takes_field", False):
-        raise Mismatch("a converter of the value alone", f"{cls.__name__}.{each.name}", "Convert before the record is made")
+        raise Mismatch("a converter of the value alone", f"{cls.__name__}.{each.name}", "convert before the record is made")
     return evolve(field, converter=each.converter)
 
 

@@ -16,7 +16,7 @@ from flowdsl.errors import FlowError
 DEPTH = 100
 """Levels of nesting in what is written: far below Python's recursion limit, so that what could be written can be read from any call."""
 
-_REMEDY = "Give a value of exactly that type, or declare the type that the value has"
+_REMEDY = "give a value of exactly that type, or declare the type that the value has"
 _PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 
 
@@ -44,7 +44,7 @@ class NotJournalable(FlowError):
 
     def __init__(self, path: str, expected: str, got: str, remedy: str = "") -> None:
         self.path, self.expected, self.got, self.remedy = path, expected, got, remedy or _REMEDY
-        super().__init__(f"{path} cannot be journaled: expected {expected}, got {got}. {self.remedy}.")
+        super().__init__(f"{path} cannot be journaled: expected {expected}, got {got}. {self.remedy[0].upper()}{self.remedy[1:]}.")
 
 
 class Undecodable(FlowError):
@@ -113,9 +113,14 @@ def faults(shape: Shape, value: Any, path: str, *, out: bool) -> list[tuple[str,
 
 def written(plain: Any) -> str:
     """The JSON text of plain values, in ASCII; refused where JSON would not give back the same."""
-    text = dumps(plain)
+    try:
+        text = dumps(plain)
+    except ValueError:
+        raise Mismatch("an int of at most 4300 digits", "a longer one", "Python would not read it again: keep it as text") from None
     if "\\ud" in text and _PAIR.search(_unescaped(plain)):
-        raise Mismatch("text that JSON gives back", "a high surrogate followed by a low one", "JSON would join them to one character")
+        raise Mismatch(
+            "text that JSON gives back", "a high surrogate followed by a low one", "JSON would join them to one character: keep such text as bytes"
+        )
     return text
 
 

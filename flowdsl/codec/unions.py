@@ -25,7 +25,7 @@ def optional(member: Shape, name: str) -> Shape:
             return None
         found = write(value)
         if found is None:
-            raise Mismatch(name, f"{seen(value)}, whose hook writes null", "Let the hook write something else: null is None here")
+            raise Mismatch(name, f"{seen(value)}, whose hook writes null", "let the hook write something else: null is None here")
         return found
 
     def structure(value: Any) -> Any:

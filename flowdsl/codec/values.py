@@ -56,6 +56,12 @@ def _text(cls: type[T], write: Callable[[T], str], read: Callable[[str], T], exa
     return Shape(cls.__name__, plain, structure, cls=cls)
 
 
+def _decimal(text: str) -> Decimal:
+    if not text.isascii() or "_" in text or text != text.strip():  # Decimal() takes these too
+        raise ValueError(text)
+    return Decimal(text)
+
+
 def _uuid(text: str) -> UUID:
     found = UUID(text)
     if str(found) != text.lower():  # UUID() also takes braces, a prefix, and hyphens anywhere
@@ -73,7 +79,7 @@ def _with_zone(value: datetime | time) -> str:
         return f"{value.replace(tzinfo=None).isoformat()}[{zone.key}]{fold}"
     name, offset = (zone.tzname(None), zone.utcoffset(None)) if type(zone) is timezone else ("", timedelta())
     if not name or "[" in name or "]" in name or offset.microseconds:  # fromisoformat takes +00:00:00.000001 for UTC
-        raise Mismatch("a zone of zoneinfo or a fixed offset in seconds", repr(zone), "Convert it with astimezone(ZoneInfo(...))")
+        raise Mismatch("a zone of zoneinfo or a fixed offset in seconds", repr(zone), "convert it with astimezone(ZoneInfo(...))")
     own = name != timezone(offset).tzname(None)
     return value.isoformat() + (f"[name={name}]" if own else "") + fold
 
@@ -125,7 +131,7 @@ SCALARS: dict[Any, Shape] = {
     date: _text(date, date.isoformat, date.fromisoformat, "2026-01-31"),
     time: _text(time, _with_zone, lambda text: _read_zone(time.fromisoformat, text), "09:30:00"),
     timedelta: Shape("timedelta", _of_span, _span, cls=timedelta),
-    Decimal: _text(Decimal, str, Decimal, '"12.50"'),
+    Decimal: _text(Decimal, str, _decimal, '"12.50"'),
     UUID: _text(UUID, str, _uuid, "36 characters"),
 }
 NEVER = refusing("nothing: the type is Never", "a value")

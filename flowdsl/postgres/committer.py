@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import Any, Literal, TypeAlias
@@ -29,6 +30,10 @@ log = structlog.get_logger("flowdsl")
 
 TURNS = 512
 BYTES = 4 << 20
+REPLY = 60.0
+"""Seconds without an answer after which a connection is taken for dead."""
+ASIDE = 1.0
+"""Seconds that a turn is put aside when something locks a row that it needs."""
 
 
 @define(eq=False)
@@ -55,7 +60,7 @@ class Commit:
             self.state is None
             and bool(turn.entries)
             and not (turn.children or turn.mails or turn.takes or turn.cancels or turn.audits)
-            and not any(entry.live for entry in turn.entries)
+            and all(entry.live is None for entry in turn.entries)
         )
 
 
@@ -65,6 +70,7 @@ class Committer:
     def __init__(self, worker: str, connect: Callable[[], Awaitable[Any]]) -> None:
         self._worker, self._connect = worker, connect
         self._queue: list[Commit] = []
+        self._under_way: Counter[str] = Counter()
         self._wake = asyncio.Event()
         self._connection: Any = None
         self._task: asyncio.Task[None] | None = None
@@ -76,9 +82,9 @@ class Committer:
         self._task = asyncio.create_task(self._run(), name="flowdsl-committer")
 
     async def close(self) -> None:
-        """What is queued still goes out, for a while; then the connection is closed."""
+        """What was submitted still goes out, for a while; then the connection is closed."""
         for _ in range(200):
-            if not self._queue:
+            if self._task is None or self._task.done() or not self._under_way:
                 break
             await asyncio.sleep(0.01)
         if self._task is not None:
@@ -88,6 +94,14 @@ class Committer:
             self._connection.terminate()
 
     def submit(self, commit: Commit) -> None:
+        self._under_way[commit.execution] += 1
+        self._enqueue(commit)
+
+    def has(self, execution: str) -> bool:
+        """Whether the fate of a turn of that execution is still open."""
+        return execution in self._under_way
+
+    def _enqueue(self, commit: Commit) -> None:
         self._queue.append(commit)
         self._wake.set()
 
@@ -96,58 +110,79 @@ class Committer:
             if not self._queue:
                 self._wake.clear()
                 await self._wake.wait()
-            batch = self._gathered()
-            await self._send(batch)
+            await self._send(self._gathered())
 
     def _gathered(self) -> list[Commit]:
+        """As much as fits. Of an execution whose machine was thrown away two turns may be queued: they never share a batch."""
+        batch: dict[str, Commit] = {}
+        left: list[Commit] = []
         size = 0
-        for index, commit in enumerate(self._queue[:TURNS]):
+        for index, commit in enumerate(self._queue):
             size += sum(len(entry.body) for entry in commit.turn.entries)
-            if size > BYTES and index:
-                batch, self._queue = self._queue[:index], self._queue[index:]
-                return batch
-        batch, self._queue = self._queue[:TURNS], self._queue[TURNS:]
-        return batch
+            if batch and (len(batch) == TURNS or size > BYTES):
+                left += self._queue[index:]
+                break
+            if batch.setdefault(commit.execution, commit) is not commit:
+                left.append(commit)
+        self._queue = left
+        return sorted(batch.values(), key=_execution)
 
     async def _send(self, batch: list[Commit]) -> None:
-        """Sends a batch until its fate is known. Values that Postgres refuses are found by halving."""
+        """Sends a batch until its fate is known. The one turn that Postgres refuses, or that something holds up, is found by halving."""
         try:
             fates = await self._repeated(batch)
-        except asyncpg.PostgresError as error:
+        except _Held as held:
             if len(batch) > 1:
-                await self._send(batch[: len(batch) // 2])
-                await self._send(batch[len(batch) // 2 :])
-                return
-            batch[0].refused(batch[0], f"Postgres refuses to record this turn: {error}")
-            return
-        self.batches += 1
-        self.turns += len(batch)
-        for commit, fate in zip(batch, fates, strict=True):
-            try:
-                commit.told(commit, fate)
-            except FlowError as error:
-                log.error("turn.failed", execution=commit.execution, error=str(error))
+                await self._halved(batch)
+            else:
+                log.warning("turn.put_aside", execution=batch[0].execution, error=str(held))
+                asyncio.get_running_loop().call_later(ASIDE, self._enqueue, batch[0])
+        except Exception as error:
+            if len(batch) > 1:
+                await self._halved(batch)
+            else:
+                reason = f"Postgres refuses to record this turn: {error}"
+                self._settle(batch[0], lambda: batch[0].refused(batch[0], reason))
+        else:
+            self.batches += 1
+            self.turns += len(batch)
+            for commit, fate in zip(batch, fates, strict=True):
+                self._settle(commit, lambda commit=commit, fate=fate: commit.told(commit, fate))  # type: ignore[misc]
+
+    async def _halved(self, batch: list[Commit]) -> None:
+        await self._send(batch[: len(batch) // 2])
+        await self._send(batch[len(batch) // 2 :])
+
+    def _settle(self, commit: Commit, tell: Callable[[], None]) -> None:
+        self._under_way[commit.execution] -= 1
+        if not self._under_way[commit.execution]:
+            del self._under_way[commit.execution]
+        try:
+            tell()
+        except Exception:  # of one execution: the others must not lose their committer by it
+            log.exception("turn.failed", execution=commit.execution)
 
     async def _repeated(self, batch: list[Commit]) -> Sequence[Fate]:
-        """The fates of a batch. Lost connections, deadlocks and a store that is away are waited out; data errors are raised."""
-        batch.sort(key=_execution)
-        pause = 0.02
+        """The fates of a batch. Lost connections, deadlocks and a store that is away are waited out; values that are refused are raised."""
+        tries = 0
         while True:
             try:
                 if self._connection is None or self._connection.is_closed():
                     self._connection = await self._connect()
                 found = await (_append if all(commit.narrow for commit in batch) else _commit)(self._connection, self._worker, batch)
                 return found if found is not None else ["done"] * len(batch)
-            except asyncpg.PostgresError as error:
-                if str(error.sqlstate or "")[:2] in ("22", "23", "42", "54"):
-                    raise
-                self._drop(error)
             except Exception as error:
-                if not (lost(error) or isinstance(error, FlowError)):
+                if not (isinstance(error, (asyncpg.PostgresError, FlowError)) or lost(error)):
+                    raise  # it could not even be written down
+                state = str(getattr(error, "sqlstate", None) or "")
+                if state[:2] in ("22", "23", "54"):
                     raise
                 self._drop(error)
-            await asyncio.sleep(pause * (0.5 + random.random()))
-            pause = min(pause * 2, 2.0)
+                tries += 1
+                waited_out = lost(error) or isinstance(error, FlowError) or state in ("40001", "40P01")
+                if state == "55P03" or (tries >= 3 and not waited_out):
+                    raise _Held(str(error)) from error
+            await asyncio.sleep(min(0.02 * 2**tries, 2.0) * (0.5 + random.random()))
 
     def _drop(self, error: BaseException) -> None:
         """A connection that failed is never used again: it may hold a hidden transaction."""
@@ -157,6 +192,10 @@ class Committer:
         self._connection = None
 
 
+class _Held(Exception):
+    """Something keeps a batch from being recorded, and it is not the connection: a lock, a missing right, a full disk."""
+
+
 def _execution(commit: Commit) -> str:
     return commit.execution
 
@@ -164,7 +203,7 @@ def _execution(commit: Commit) -> str:
 _APPEND = "select flowdsl.append($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11)"
 _COMMIT = (
     "select flowdsl.commit($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17,$18,$19,$20,$21,$22,$23,$24,$25,$26,$27,$28,$29,$30,$31,"
-    "$32,$33,$34,$35,$36,$37,$38,$39,$40)"
+    "$32,$33,$34,$35,$36,$37,$38,$39,$40,$41)"
 )
 
 
@@ -190,6 +229,7 @@ async def _append(connection: Any, worker: str, batch: list[Commit]) -> Any:
         [commit.epoch for commit, _, _ in rows],
         [head for _, _, head in rows],
         *columns,
+        timeout=REPLY,
     )
 
 
@@ -231,12 +271,14 @@ async def _commit(connection: Any, worker: str, batch: list[Commit]) -> Any:
         [mail.kind for _, mail in mails],
         [mail.name for _, mail in mails],
         [mail.body for _, mail in mails],
+        [mail.delivery for _, mail in mails],
         [execution for execution, _ in scopes],
         [scope for _, scope in scopes],
         [commit.execution for commit, _, _ in audits],
         [commit.tenant for commit, _, _ in audits],
         [event for _, event, _ in audits],
         [facts for _, _, facts in audits],
+        timeout=REPLY,
     )
 
 

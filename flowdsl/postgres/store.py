@@ -303,10 +303,14 @@ class Store:
             total,
         )
 
-    async def block(self, id: str, epoch: int, cause: str) -> None:
-        """An execution that needs a person, with the cause."""
+    async def block(self, worker: str, id: str, epoch: int, cause: str) -> None:
+        """An execution of that worker's that needs a person, with the cause."""
         await self.again(
-            "update flowdsl.executions set status = 'blocked', owner = null, wake = null, cause = $3 where id = $1 and epoch = $2", id, epoch, cause
+            "update flowdsl.executions set status = 'blocked', owner = null, wake = null, cause = $4 where id = $2 and epoch = $3 and owner = $1",
+            worker,
+            id,
+            epoch,
+            cause.replace("\0", "\\0").encode(errors="backslashreplace").decode(),
         )
 
     async def summary(self, id: str) -> Summary:
@@ -338,16 +342,19 @@ class Store:
         return [_summary(row) for row in rows]
 
 
+# `offset 0` keeps each part a scan of its own by (execution, position), whatever the planner thinks of the length of journals.
 _LOAD = """
-with newest as (
-  select e.id, (select j.position from flowdsl.journal j where j.execution = e.id and j.live is not null order by j.position desc limit 1) as position
-    from unnest($1::uuid[]) as e(id))
-select j.* from newest n join flowdsl.journal j on j.execution = n.id and j.position >= coalesce(n.position, 0)
+select j.* from unnest($1::uuid[]) as e(id)
+  cross join lateral (
+    select coalesce(max(c.position), 0) as position from flowdsl.journal c where c.execution = e.id and c.live is not null) as newest
+  cross join lateral (select * from flowdsl.journal j where j.execution = e.id and j.position >= newest.position offset 0) as j
 union all
-select j.* from newest n
-  join flowdsl.journal c on c.execution = n.id and c.position = n.position
-  cross join lateral unnest(c.live) as r
-  join flowdsl.journal j on j.execution = n.id and j.position >= lower(r) and j.position < upper(r)
+select j.* from unnest($1::uuid[]) as e(id)
+  cross join lateral (
+    select c.live from flowdsl.journal c where c.execution = e.id and c.live is not null order by c.position desc limit 1) as newest
+  cross join lateral unnest(newest.live) as span
+  cross join lateral (
+    select * from flowdsl.journal j where j.execution = e.id and j.position >= lower(span) and j.position < upper(span) offset 0) as j
 order by execution, position
 """
 

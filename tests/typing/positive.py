@@ -352,6 +352,7 @@ def caught(
     assert_type(catching(Refused, lambda error: count(assert_type(error, NotFound | Forbidden).entity))(three), Flow[Page | int, Unavailable])
     assert_type(catching(Refused, lambda error: count(error.entity))(one), Flow[Page | int, Never])
     assert_type(catching(NotFound, empty)(one), Flow[Page | int, Never])  # none remains
+    # That a member is not there is nothing that a checker can see: it takes nothing out.
     assert_type(catching(Unavailable, lambda _: pure(None))(one), Flow[Page | None, NotFound])
     # Two members remain: mypy wants the result annotated, and then checks the annotation.
     left: Flow[Page | int, Unavailable | Forbidden] = catching(NotFound, empty)(three)

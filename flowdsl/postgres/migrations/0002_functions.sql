@@ -51,6 +51,11 @@ begin
      where t.head);
 end $$;
 
+-- The execution id that a text is, or null.
+create function flowdsl.as_id(p_text text) returns uuid language sql immutable as $$
+  select case when p_text ~* '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' then p_text::uuid end
+$$;
+
 -- Mail to executions that are locked already: counts it on their rows, wakes those that are suspended, stores it.
 -- What is sent to an execution that has ended is dropped. One mailbox number a mail, in the order of `n`.
 create function flowdsl.post(m_to uuid[], m_kind text[], m_name text[], m_key text[], m_body bytea[]) returns void language sql as $$
@@ -69,7 +74,8 @@ $$;
 
 -- The wide form: all parts of many turns, one turn an execution.
 --   t_*: the turns; t_head is the first position or null; t_state is null | alive | released | suspended | blocked | succeeded | failed | cancelled
---   e_*: entries   c_*: children without a key   k_*: mail taken   m_*: mail sent   x_*: scopes whose children are cancelled   a_*: audit
+--   e_*: entries   c_*: children without a key   k_*: mail taken   x_*: scopes whose children are cancelled   a_*: audit
+--   m_*: mail sent, to an execution's id, or else to a correlation key
 -- Returns null when everything was done as asked, else one word a turn: done | awake (recorded, not suspended: mail came) | again | left | fenced.
 create function flowdsl.commit(
   p_worker uuid,
@@ -78,11 +84,13 @@ create function flowdsl.commit(
   e_site text[], e_body bytea[], e_live text[],
   c_id uuid[], c_parent uuid[], c_tenant text[], c_workflow text[], c_version integer[], c_request bytea[], c_step text[], c_detached boolean[],
   k_execution uuid[], k_seq integer[],
-  m_from uuid[], m_to uuid[], m_kind text[], m_name text[], m_body bytea[],
+  m_from uuid[], m_to text[], m_kind text[], m_name text[], m_body bytea[], m_delivery text[],
   x_execution uuid[], x_scope text[],
   a_execution uuid[], a_tenant text[], a_event text[], a_facts bytea[]
 ) returns text[] language plpgsql as $$
 declare
+  targets uuid[] := '{}';
+  keys text[];
   orphans uuid[] := '{}';
   won uuid[];
   bare uuid[] := '{}';
@@ -93,6 +101,24 @@ begin
   if not found then
     return array_fill('fenced'::text, array[cardinality(t_execution)]);
   end if;
+  if cardinality(m_to) > 0 then
+    select array_agg(x.id order by m.n), array_agg(case when x.id is null and m.kind = 'signal' then m.target end order by m.n) into targets, keys
+      from unnest(m_from, m_to, m_kind) with ordinality as m(sender, target, kind, n)
+      left join flowdsl.executions s on s.id = m.sender
+      left join flowdsl.executions x on x.id = flowdsl.as_id(m.target) and x.tenant = s.tenant;
+    if exists (select 1 from unnest(keys) k where k is not null) then
+      with alias as (
+        insert into flowdsl.aliases as a (tenant, name, key)
+        select distinct s.tenant, m.name, m.key from unnest(m_from, m_name, keys) as m(sender, name, key)
+          join flowdsl.executions s on s.id = m.sender where m.key is not null order by 1, 2, 3
+        on conflict (tenant, name, key) do update set key = excluded.key
+        returning a.tenant, a.name, a.key, a.execution)
+      select array_agg(coalesce(m.target, a.execution) order by m.n) into targets
+        from unnest(m_from, targets, m_name, keys) with ordinality as m(sender, target, name, key, n)
+        left join flowdsl.executions s on s.id = m.sender
+        left join alias a on a.tenant = s.tenant and a.name = m.name and a.key = m.key;
+    end if;
+  end if;
   if cardinality(x_execution) > 0 then
     select coalesce(array_agg(id), '{}') into orphans
       from unnest(x_execution, x_scope) as s(execution, scope)
@@ -101,7 +127,7 @@ begin
   end if;
   perform 1 from flowdsl.executions where id = any(
       (select coalesce(array_agg(execution), '{}') from unnest(t_execution, t_state) as s(execution, state) where state is not null)
-      || m_to || orphans)
+      || targets || orphans)
     order by id for no key update;
 
   with head as (
@@ -145,20 +171,32 @@ begin
      where c.parent = any(won)
      order by c.id
     on conflict (id) do nothing;
+    orphans := orphans || array(  -- started and cancelled in one turn
+      select c.id from unnest(c_id, c_parent, c_step, c_detached) as c(id, parent, step, detached)
+        join unnest(x_execution, x_scope) as s(execution, scope) on c.parent = s.execution and starts_with(c.step, s.scope) and not c.detached);
   end if;
   if cardinality(k_execution) > 0 then
     delete from flowdsl.mailbox b using unnest(k_execution, k_seq) as k(execution, seq)
      where b.execution = k.execution and b.seq = k.seq and k.execution = any(won);
   end if;
   if cardinality(m_to) > 0 or cardinality(orphans) > 0 then
-    perform flowdsl.post(array_agg(target order by n), array_agg(kind order by n), array_agg(name order by n), array_agg(null::text),
+    if exists (select 1 from unnest(keys) k where k is not null) then  -- nobody waits for that key, or who did has ended
+      insert into flowdsl.unmatched (tenant, name, key, delivery, body)
+      select s.tenant, m.name, m.key, m.delivery, m.body
+        from unnest(m_from, targets, m_name, keys, m_delivery, m_body) as m(sender, target, name, key, delivery, body)
+        join flowdsl.executions s on s.id = m.sender
+        left join flowdsl.executions x on x.id = m.target and x.status in ('running', 'suspended', 'blocked')
+       where m.key is not null and x.id is null and m.sender = any(won)
+      on conflict do nothing;
+    end if;
+    perform flowdsl.post(array_agg(target order by n), array_agg(kind order by n), array_agg(name order by n), array_agg(key order by n),
                          array_agg(body order by n))
       from (
-        select m.target, m.kind, m.name, m.body, m.n
-          from unnest(m_from, m_to, m_kind, m_name, m_body) with ordinality as m(sender, target, kind, name, body, n)
-         where m.sender = any(won)
+        select m.target, m.kind, m.name, m.key, m.body, m.n
+          from unnest(m_from, targets, m_kind, m_name, keys, m_body) with ordinality as m(sender, target, kind, name, key, body, n)
+         where m.sender = any(won) and m.target is not null
         union all
-        select c.id, 'cancel', '', '"cancelled by its parent"'::bytea, 1000000
+        select c.id, 'cancel', '', null, '"cancelled by its parent"'::bytea, 1000000
           from flowdsl.executions c
          where c.id = any(orphans) and c.parent = any(won)) as out
     having count(*) > 0;
@@ -221,6 +259,10 @@ declare
   s record;
   holder record;
 begin
+  perform 1 from flowdsl.executions x where x.id = any(p_parents || array(
+      select h.id from unnest(p_tenants, p_workflows, p_scopes, p_keys) as t(tenant, workflow, scope, key)
+        join flowdsl.executions h on h.tenant = t.tenant and h.workflow = t.workflow and h.scope = t.scope and h.key = t.key and h.current))
+    order by x.id for no key update;
   for s in
     select * from unnest(p_ids, p_tenants, p_workflows, p_versions, p_scopes, p_keys, p_reuses, p_requests, p_parents, p_parent_steps, p_detached)
       as t(id, tenant, workflow, version, scope, key, reuse, request, parent, parent_step, detached)
@@ -253,7 +295,8 @@ begin
       outcome := case when s.reuse = 'reject' then 'rejected' else 'joined' end;
       if outcome = 'joined' and s.parent is not null then
         update flowdsl.executions x set parent = s.parent, parent_step = s.parent_step, detached = s.detached
-         where x.id = holder.id and x.parent is distinct from s.parent;
+         where x.id = holder.id and x.parent is distinct from s.parent  -- one whose parent is open stays with it: that parent may wait for its exit
+           and not exists (select 1 from flowdsl.executions p where p.id = x.parent and p.status in ('running', 'suspended', 'blocked'));
         if holder.status in ('succeeded', 'failed', 'cancelled') then
           perform flowdsl.post(array[s.parent], array['exit'], array[holder.id::text], array[null::text], array[holder.exit]);
         end if;
@@ -303,6 +346,19 @@ begin
       true, x.status = 'blocked';
 end $$;
 
+-- Executions that are this worker's and that it does not know: a claim whose answer was lost, a machine that was thrown away. They begin anew in
+-- an epoch of their own, so that a turn of theirs that is still under way cannot be taken for one of the new machine.
+create function flowdsl.reclaim(p_worker uuid, p_ids uuid[]) returns setof flowdsl.executions language plpgsql as $$
+begin
+  perform 1 from flowdsl.workers w where w.id = p_worker and not w.gone for key share;
+  if not found then
+    return;
+  end if;
+  return query
+    with mine as (select x.id from flowdsl.executions x where x.id = any(p_ids) and x.owner = p_worker for update skip locked)
+    update flowdsl.executions x set epoch = x.epoch + 1 from mine where x.id = mine.id returning x.*;
+end $$;
+
 -- Declares workers gone whose last beat is older than their lease. FOR UPDATE waits for the commits they have under way.
 create function flowdsl.take_over() returns integer language plpgsql as $$
 declare
@@ -316,31 +372,35 @@ begin
   return coalesce(cardinality(found_gone), 0);
 end $$;
 
--- A signal or a wish to cancel, from outside. The delivery id acts once. Outcome: sent | again | ended | unmatched.
+-- A signal or a wish to cancel, from outside, to an execution's id or, for a signal, to a correlation key. The delivery id acts once.
+-- Outcome: sent | again | ended | unmatched. What nobody waits for is kept under its key for the next who does.
 create function flowdsl.send(p_tenant text, p_to text, p_kind text, p_name text, p_body bytea, p_delivery text)
 returns text language plpgsql as $$
 declare
   target uuid;
+  found_status text;
   alias_key text;
-  known record;
+  from_scope text := p_tenant || '/' || p_name || '/' || p_to;
 begin
-  begin
-    select x.id into target from flowdsl.executions x where x.id = p_to::uuid and x.tenant = p_tenant;
-  exception when invalid_text_representation then
-    target := null;
-  end;
+  select x.id into target from flowdsl.executions x where x.id = flowdsl.as_id(p_to) and x.tenant = p_tenant;
   if target is null then
+    if p_kind <> 'signal' then
+      return 'unmatched';
+    end if;
     insert into flowdsl.aliases as a (tenant, name, key) values (p_tenant, p_name, p_to)
       on conflict (tenant, name, key) do update set key = excluded.key returning a.execution into target;
     alias_key := p_to;
   end if;
   if target is not null then
-    select x.status into known from flowdsl.executions x where x.id = target for no key update;
-    if known.status not in ('running', 'suspended', 'blocked') then
-      return 'ended';
+    select x.status into found_status from flowdsl.executions x where x.id = target for no key update;
+    if found_status is null or found_status not in ('running', 'suspended', 'blocked') then
+      target := null;
+      if alias_key is null then
+        return case when exists (select 1 from flowdsl.deliveries where scope = from_scope and delivery = p_delivery) then 'again' else 'ended' end;
+      end if;
     end if;
   end if;
-  insert into flowdsl.deliveries (scope, delivery) values (p_tenant || '/' || p_name || '/' || p_to, p_delivery) on conflict do nothing;
+  insert into flowdsl.deliveries (scope, delivery) values (from_scope, p_delivery) on conflict do nothing;
   if not found then
     return 'again';
   end if;
@@ -352,15 +412,21 @@ begin
   return 'sent';
 end $$;
 
--- An execution waits for a correlation key: what came before is moved to it.
+-- An execution waits for a correlation key: what came before is moved to it, in the order of its arrival.
 create function flowdsl.register(p_tenant text, p_name text, p_key text, p_execution uuid) returns void language plpgsql as $$
 declare
   moved record;
 begin
   insert into flowdsl.aliases (tenant, name, key, execution) values (p_tenant, p_name, p_key, p_execution)
     on conflict (tenant, name, key) do update set execution = excluded.execution;
-  perform 1 from flowdsl.executions where id = p_execution for no key update;
-  for moved in delete from flowdsl.unmatched u where u.tenant = p_tenant and u.name = p_name and u.key = p_key returning u.body loop
+  perform 1 from flowdsl.executions where id = p_execution and status in ('running', 'suspended', 'blocked') for no key update;
+  if not found then
+    return;  -- it has ended meanwhile
+  end if;
+  for moved in
+    with taken as (delete from flowdsl.unmatched u where u.tenant = p_tenant and u.name = p_name and u.key = p_key returning u.at, u.delivery, u.body)
+    select body from taken order by at, delivery
+  loop
     perform flowdsl.post(array[p_execution], array['signal'], array[p_name], array[p_key], array[moved.body]);
   end loop;
 end $$;

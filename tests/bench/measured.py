@@ -1,0 +1,130 @@
+"""A window of time over work that goes on: steps, wall time, CPU of this process and of the server's backends, WAL."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import statistics
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from attrs import asdict, frozen
+
+RAMP = 0.2
+"""Seconds of work before a window begins."""
+
+
+@frozen
+class Sample:
+    """One window. What could not be measured is None."""
+
+    what: str
+    in_flight: int
+    steps_per_s: float
+    client_us: float
+    """CPU of the process, a step."""
+    server_us: float | None = None
+    """CPU of the backends that lived through the window, a step."""
+    wal_bytes: float | None = None
+
+    def plain(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@frozen
+class Reading:
+    count: int
+    wall: float
+    client: float
+    backends: dict[int, float]
+    wal: int
+
+
+class Watch:
+    """Reads all clocks; `connection` sees the database that is measured, and does no work of its own meanwhile."""
+
+    def __init__(self, connection: Any, count: Callable[[], int]) -> None:
+        self._connection, self._count = connection, count
+
+    async def read(self) -> Reading:
+        wal, pids = await self._connection.fetchrow(
+            "select (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint,"
+            " array(select pid from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid())"
+        )
+        backends = {pid: used for pid in pids if (used := backend_cpu(pid)) is not None}
+        return Reading(self._count(), time.perf_counter(), time.process_time(), backends, wal)
+
+    async def window(self, what: str, in_flight: int, seconds: float) -> Sample:
+        """One window, once each of the `in_flight` has made a step."""
+        patience = time.perf_counter() + 10
+        while self._count() < in_flight and time.perf_counter() < patience:  # noqa: ASYNC110 - a counter that must cost the work nothing
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(RAMP)
+        a = await self.read()
+        await asyncio.sleep(seconds)
+        b = await self.read()
+        steps = max(1, b.count - a.count)
+        stayed = a.backends.keys() & b.backends.keys()
+        server = sum(b.backends[pid] - a.backends[pid] for pid in stayed) if stayed else None
+        return Sample(
+            what,
+            in_flight,
+            steps / (b.wall - a.wall),
+            (b.client - a.client) / steps * 1e6,
+            None if server is None else server / steps * 1e6,
+            (b.wal - a.wal) / steps,
+        )
+
+
+def backend_cpu(pid: int) -> float | None:
+    """CPU seconds of a server process on this machine; None when it is not here to be seen."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            name, _, facts = file.read().rpartition(")")
+    except OSError:
+        return None
+    if "postgres" not in name:
+        return None
+    fields = facts.split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+async def lanes(in_flight: int, one: Callable[[int], Awaitable[Any]], meanwhile: Awaitable[Sample]) -> Sample:
+    """Keeps that many going until the window is over. A lane is given the steps of each workflow: its first is shorter, so that lanes spread out."""
+    over = False
+
+    async def lane(index: int) -> None:
+        steps = index % 10 + 1
+        while not over:
+            await one(steps)
+            steps = 10
+
+    async def watching() -> Sample:
+        nonlocal over
+        try:
+            return await meanwhile
+        finally:
+            over = True
+
+    watched = asyncio.create_task(watching())
+    await asyncio.gather(watched, *(lane(index) for index in range(in_flight)))
+    return watched.result()
+
+
+def middle(values: Sequence[float]) -> float:
+    return statistics.median(values)
+
+
+def spread(values: Sequence[float]) -> str:
+    """Lowest to highest."""
+    return f"{short(min(values))}–{short(max(values))}" if len(values) > 1 else ""
+
+
+def short(value: float | None) -> str:
+    """Three figures, as people read them."""
+    if value is None:
+        return "–"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
