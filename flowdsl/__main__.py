@@ -1,0 +1,5 @@
+"""`python -m flowdsl`."""
+
+from flowdsl.cli import main
+
+main()
