@@ -1,183 +1,228 @@
-"""Canonical rows in Postgres: saved set-wise, newer over older; and the budget that all processes share."""
+"""Canonical rows in Postgres: what a sync writes, always a whole page in one statement, and the lists of work that it keeps there."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from attrs import frozen
 
-Connection = Any
-
-
-@frozen
-class Reference:
-    relation: str
-    target_entity: str
-    target_id: str
-
 
 @frozen
 class Record:
-    """A row as it is kept: its attributes and linkages, canonical."""
+    """One row of the source, as the source wrote it."""
 
     id: str
+    owner: str | None
     changed: datetime | None
-    attributes: dict[str, Any]
-    relationships: dict[str, Any]
-    owner: str | None = None
-    references: tuple[Reference, ...] = ()
+    attributes: Mapping[str, Any]
+    relationships: Mapping[str, Any]
+
+
+@frozen
+class Mark:
+    """Whose rows are to be read again when a record has changed: those of `entity` under the record itself, or under its owner."""
+
+    entity: str
+    under_owner: bool
+
+
+@frozen
+class Counted:
+    """`fresh`: met for the first time in this sync. `changed`: new, or other than what was here."""
+
+    fresh: int
+    changed: int
+
+
+def dumped(value: Any) -> str:
+    """JSON in ASCII: a NUL or half a surrogate pair stays an escape, so nothing of a string is lost."""
+    return json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"), sort_keys=True)
+
+
+_PUT = """
+with page as materialized (
+  select * from unnest($4::text[], $5::text[], $6::timestamptz[], $7::text[], $8::text[]) as p (id, owner, changed, attributes, relationships)
+), before as materialized (
+  select r.id, r.seen_at, r.deleted_at, r.owner, r.attributes::text as attributes, r.relationships::text as relationships
+    from sync.records r join page p on p.id = r.id where r.org = $1 and r.adapter = $2 and r.entity = $3
+), put as (
+  insert into sync.records as r (org, adapter, entity, id, owner, changed, attributes, relationships, fetched_at, seen_at)
+  select $1, $2, $3, p.id, p.owner, p.changed, p.attributes::json, p.relationships::json, $9, $9 from page p order by p.id
+  on conflict (org, adapter, entity, id) do update set
+    (owner, changed, attributes, relationships, fetched_at, deleted_at, successor) = (
+      select excluded.owner, excluded.changed, excluded.attributes, excluded.relationships, excluded.fetched_at, null, null
+       where sync.newer(r.changed, r.fetched_at, r.deleted_at is not null, excluded.changed, excluded.fetched_at)
+      union all
+      select r.owner, r.changed, r.attributes, r.relationships, r.fetched_at, r.deleted_at, r.successor
+       where not sync.newer(r.changed, r.fetched_at, r.deleted_at is not null, excluded.changed, excluded.fetched_at)),
+    seen_at = greatest(r.seen_at, excluded.seen_at)
+), fates as (
+  select p.id, p.owner, p.changed as moved, b.id is null or b.seen_at < $10 as fresh,
+         b.id is null or b.deleted_at is not null
+           or (b.owner, b.attributes, b.relationships) is distinct from (p.owner, p.attributes, p.relationships) as changed
+    from page p left join before b on b.id = p.id
+), marks as (
+  insert into sync.rereads (org, adapter, entity, owner, asked_at)
+  select distinct $1, $2, m.entity, case when m.under_owner then f.owner else f.id end as owner, $9::timestamptz
+    from fates f cross join unnest($11::text[], $12::bool[]) as m (entity, under_owner)
+   where f.changed and (not m.under_owner or (
+     f.owner is not null and ($13::timestamptz is null or f.moved is null or f.moved >= $13) and exists (
+       select from sync.records o
+        where o.org = $1 and o.adapter = $2 and o.entity = $3 and o.owner = f.owner and o.id <> f.id and o.deleted_at is null)))
+   order by m.entity, owner
+  on conflict (org, adapter, entity, owner) do update set asked_at = greatest(rereads.asked_at, excluded.asked_at)
+)
+select count(*) filter (where fresh) as fresh, count(*) filter (where changed) as changed from fates
+"""
+
+
+@frozen
+class Records:
+    """The records of one entity, over one connection. Times are the database's, from before the request that brought the news."""
+
+    connection: Any
+    org: str
+    adapter: str
+    entity: str
+
+    async def put(
+        self,
+        records: Sequence[Record],
+        at: datetime,
+        *,
+        since: datetime,
+        marks: Sequence[Mark] = (),
+        moving_since: datetime | None = None,
+    ) -> Counted:
+        """Takes in what is newer, in one statement. `since`: when this sync began. Siblings are marked for rows changed from `moving_since` on."""
+        rows = _each_once(records)
+        found = await self.connection.fetchrow(
+            _PUT, *self._place, [row.id for row in rows], [row.owner for row in rows], [row.changed for row in rows],
+            [dumped(row.attributes) for row in rows], [dumped(row.relationships) for row in rows], at, since,
+            [mark.entity for mark in marks], [mark.under_owner for mark in marks], moving_since,
+        )  # fmt: skip
+        return Counted(found["fresh"], found["changed"])
+
+    async def bury(self, ids: Sequence[str], at: datetime) -> int:
+        """These are gone, as of a request at that time. How many of them were here."""
+        return await self._changed("deleted_at = $5, fetched_at = $5, seen_at = $5 where {} and id = any($4) and deleted_at is null"
+                                   " and fetched_at <= $5", list(ids), at)  # fmt: skip
+
+    async def bury_others(self, owners: Sequence[str], ids: Sequence[str], at: datetime) -> int:
+        """Of these owners there are no rows but these."""
+        return await self._changed("deleted_at = $6, fetched_at = $6, seen_at = $6 where {} and owner = any($4) and id <> all($5)"
+                                   " and deleted_at is null and fetched_at < $6", list(owners), list(ids), at)  # fmt: skip
+
+    async def doubt_others(self, owners: Sequence[str], ids: Sequence[str], at: datetime) -> int:
+        """The other rows of these owners may have gone elsewhere, or away."""
+        return await self._changed("seen_at = '-infinity' where {} and owner = any($4) and id <> all($5) and deleted_at is null"
+                                   " and fetched_at < $6", list(owners), list(ids), at)  # fmt: skip
+
+    async def in_doubt(self, owner_entity: str | None, since: datetime, limit: int, *, unseen: bool) -> list[str]:
+        """Rows that may be gone: in doubt, or of an owner that is gone, and with `unseen` all that this sync has not met."""
+        rows = await self.connection.fetch(
+            "select r.id from sync.records r where r.org = $1 and r.adapter = $2 and r.entity = $3 and r.deleted_at is null and r.seen_at < $5"
+            " and ($7::bool or r.seen_at = '-infinity' or exists (select from sync.records o where o.org = $1 and o.adapter = $2 and o.entity = $4"
+            " and o.id = r.owner and o.deleted_at is not null)) order by r.id limit $6",
+            *self._place, owner_entity, since, limit, unseen,
+        )  # fmt: skip
+        return [row["id"] for row in rows]
+
+    async def merge(self, removed: Sequence[str], kept: Sequence[str], at: datetime) -> int:
+        """Rows that were merged away. Links to them point at what they became."""
+        await self.connection.execute(
+            "insert into sync.links select l.org, l.adapter, l.entity, l.id, l.relationship, l.target, m.kept from sync.links l"
+            " join unnest($4::text[], $5::text[]) as m (removed, kept) on m.removed = l.target_id"
+            " where l.org = $1 and l.adapter = $2 and l.target = $3 on conflict do nothing",
+            *self._place, list(removed), list(kept),
+        )  # fmt: skip
+        await self.connection.execute(
+            "delete from sync.links where org = $1 and adapter = $2 and target = $3 and target_id = any($4)", *self._place, list(removed)
+        )
+        await self.connection.execute(
+            "update sync.records r set successor = m.kept from unnest($4::text[], $5::text[]) as m (removed, kept)"
+            " where r.org = $1 and r.adapter = $2 and r.entity = $3 and r.id = m.removed",
+            *self._place, list(removed), list(kept),
+        )  # fmt: skip
+        return await self.bury(removed, at)
+
+    async def live(self) -> int:
+        """How many there are."""
+        query = "select count(*) from sync.records where org = $1 and adapter = $2 and entity = $3 and deleted_at is null"
+        return int(await self.connection.fetchval(query, *self._place))
+
+    async def link(self, relationship: str, target: str) -> tuple[int, int]:
+        """Fills in a relationship from what its rows say: how many links there are, and how many references lead nowhere."""
+        row = await self.connection.fetchrow(_LINK, *self._place, relationship, target)
+        return row["links"], row["dangling"]
+
+    # What is to be read again
+
+    async def ask(self, owners: Sequence[str], at: datetime) -> None:
+        """Rows of these owners are to be read again."""
+        await self.connection.execute(_ASK + "select $1, $2, $3, o, $5 from unnest($4::text[]) o order by o" + _AGAIN, *self._place, list(owners), at)
+
+    async def ask_all(self, owner_entity: str, at: datetime, *, live: bool) -> None:
+        """Rows of every owner that is here (`live`), and of every owner that is gone and has left some."""
+        query = _ASK + (
+            "select $1, $2, $3, o.id, $5 from sync.records o where o.org = $1 and o.adapter = $2 and o.entity = $4 and ((o.deleted_at is null and"
+            " $6::bool) or (o.deleted_at is not null and exists (select from sync.records r where r.org = $1 and r.adapter = $2 and r.entity = $3"
+            " and r.owner = o.id and r.deleted_at is null))) order by o.id"
+        )
+        await self.connection.execute(query + _AGAIN, *self._place, owner_entity, at, live)
+
+    async def asked(self, limit: int) -> list[str]:
+        """Owners whose rows are to be read again, those first that have waited longest."""
+        query = "select owner from sync.rereads where org = $1 and adapter = $2 and entity = $3 order by asked_at, owner limit $4"
+        return [row["owner"] for row in await self.connection.fetch(query, *self._place, limit)]
+
+    async def answered(self, owners: Sequence[str], at: datetime) -> None:
+        """These have been read by requests at that time."""
+        query = "delete from sync.rereads where org = $1 and adapter = $2 and entity = $3 and owner = any($4) and asked_at <= $5"
+        await self.connection.execute(query, *self._place, list(owners), at)
 
     @property
-    def body(self) -> str:
-        return json.dumps({"attributes": self.attributes, "relationships": self.relationships}, sort_keys=True, separators=(",", ":"))
+    def _place(self) -> tuple[str, str, str]:
+        return (self.org, self.adapter, self.entity)
+
+    async def _changed(self, change: str, *arguments: Any) -> int:
+        query = "update sync.records set " + change.format("org = $1 and adapter = $2 and entity = $3")
+        return int((await self.connection.execute(query, *self._place, *arguments)).split()[-1])
 
 
-async def save(connection: Connection, org: str, entity: str, walk: str, records: Sequence[Record]) -> int:
-    """Upserts rows: newer or as new over older, never the other way. Gives how many this walk had not seen yet."""
-    rows = {record.id: record for record in records}
-    if not rows:
-        return 0
-    seen = await connection.fetchval(
-        "select count(*) from sync.records where org = $1 and entity = $2 and id = any($3::text[]) and seen = $4", org, entity, list(rows), walk
-    )
-    ordered = [rows[id] for id in sorted(rows)]
-    await connection.execute(
-        "insert into sync.records as r (org, entity, id, changed, body, owner, seen)"
-        " select $1, $2, t.id, t.changed, t.body, t.owner, $3 from unnest($4::text[], $5::timestamptz[], $6::text[], $7::text[])"
-        " as t(id, changed, body, owner)"
-        " on conflict (org, entity, id) do update set changed = excluded.changed, body = excluded.body, owner = excluded.owner,"
-        " seen = excluded.seen, deleted_at = null where r.changed is null or excluded.changed is null or excluded.changed >= r.changed",
-        org, entity, walk, [one.id for one in ordered], [one.changed for one in ordered], [one.body for one in ordered],
-        [one.owner for one in ordered],
-    )  # fmt: skip
-    await _refer(connection, org, entity, ordered)
-    return len(rows) - int(seen)
+_ASK = "insert into sync.rereads (org, adapter, entity, owner, asked_at) "
+_AGAIN = " on conflict (org, adapter, entity, owner) do update set asked_at = greatest(rereads.asked_at, excluded.asked_at)"
+
+_LINK = """
+with wanted as materialized (
+  select distinct r.id, reference ->> 'id' as target_id
+    from sync.records r
+    cross join lateral (select r.relationships -> $4::text as value) one
+    cross join lateral json_array_elements(
+      case json_typeof(one.value) when 'array' then one.value when 'object' then json_build_array(one.value) else '[]' end) as reference
+   where r.org = $1 and r.adapter = $2 and r.entity = $3 and r.deleted_at is null
+), there as (
+  select w.id, w.target_id from wanted w
+    join sync.records t on t.org = $1 and t.adapter = $2 and t.entity = $5 and t.id = w.target_id and t.deleted_at is null
+), dropped as (
+  delete from sync.links l where l.org = $1 and l.adapter = $2 and l.entity = $3 and l.relationship = $4
+     and not exists (select from there w where w.id = l.id and w.target_id = l.target_id)
+), made as (
+  insert into sync.links (org, adapter, entity, id, relationship, target, target_id)
+  select $1, $2, $3, w.id, $4, $5, w.target_id from there w order by w.id, w.target_id on conflict do nothing
+)
+select (select count(*) from there) as links, (select count(*) from wanted) - (select count(*) from there) as dangling
+"""
 
 
-async def _refer(connection: Connection, org: str, entity: str, records: Sequence[Record]) -> None:
-    await connection.execute(
-        "delete from sync.links where org = $1 and entity = $2 and id = any($3::text[])", org, entity, [one.id for one in records]
-    )
-    links = sorted({(one.id, ref.relation, ref.target_entity, ref.target_id) for one in records for ref in one.references})
-    await connection.execute(
-        "insert into sync.links (org, entity, id, relation, target_entity, target_id, linked)"
-        " select $1, $2, t.id, t.relation, t.target_entity, t.target_id,"
-        " exists (select 1 from sync.records r where r.org = $1 and r.entity = t.target_entity and r.id = t.target_id and r.deleted_at is null)"
-        " from unnest($3::text[], $4::text[], $5::text[], $6::text[]) as t(id, relation, target_entity, target_id) on conflict do nothing",
-        org, entity, [one[0] for one in links], [one[1] for one in links], [one[2] for one in links], [one[3] for one in links],
-    )  # fmt: skip
-
-
-async def link(connection: Connection, org: str, entity: str, target: str) -> int:
-    """Links references between two entities whose target has arrived meanwhile, in both directions."""
-    done = await connection.execute(
-        "update sync.links l set linked = true where l.org = $1 and not l.linked and ((l.entity = $2 and l.target_entity = $3)"
-        " or (l.entity = $3 and l.target_entity = $2)) and exists (select 1 from sync.records r where r.org = l.org"
-        " and r.entity = l.target_entity and r.id = l.target_id and r.deleted_at is null)",
-        org,
-        entity,
-        target,
-    )
-    return int(done.split()[-1])
-
-
-async def forget(connection: Connection, org: str, entity: str, ids: Sequence[str]) -> list[str]:
-    """Marks rows as gone. Gives those that were there."""
-    rows = await connection.fetch(
-        "update sync.records set deleted_at = clock_timestamp() where org = $1 and entity = $2 and id = any($3::text[]) and deleted_at is null"
-        " returning id",
-        org,
-        entity,
-        sorted(ids),
-    )
-    return [row[0] for row in rows]
-
-
-async def forget_other_children(connection: Connection, org: str, entity: str, owners: Sequence[str], kept: Sequence[str]) -> None:
-    """Of the rows below these owners only the kept ones are still there."""
-    await connection.execute(
-        "update sync.records set deleted_at = clock_timestamp() where org = $1 and entity = $2 and owner = any($3::text[])"
-        " and not id = any($4::text[]) and deleted_at is null",
-        org,
-        entity,
-        sorted(owners),
-        sorted(kept),
-    )
-
-
-async def forget_orphans(connection: Connection, org: str, entity: str, parent: str) -> int:
-    """Rows below an owner that is gone are gone."""
-    done = await connection.execute(
-        "update sync.records c set deleted_at = clock_timestamp() where c.org = $1 and c.entity = $2 and c.deleted_at is null and not exists"
-        " (select 1 from sync.records p where p.org = c.org and p.entity = $3 and p.id = c.owner and p.deleted_at is null)",
-        org,
-        entity,
-        parent,
-    )
-    return int(done.split()[-1])
-
-
-async def unseen(connection: Connection, org: str, entity: str, walk: str, limit: int) -> list[str]:
-    """Rows that are held for alive and that this walk did not see."""
-    rows = await connection.fetch(
-        "select id from sync.records where org = $1 and entity = $2 and seen <> $3 and deleted_at is null order by id limit $4",
-        org, entity, walk, limit,
-    )  # fmt: skip
-    return [row[0] for row in rows]
-
-
-async def parents(connection: Connection, org: str, entity: str, after: str, since: datetime | None, limit: int) -> list[tuple[str, datetime | None]]:
-    """The next rows below which others are listed, and when they changed; with `since` only those changed from then on."""
-    rows = await connection.fetch(
-        "select id, changed from sync.records where org = $1 and entity = $2 and id > $3 and deleted_at is null"
-        " and ($4::timestamptz is null or changed >= $4) order by id limit $5",
-        org, entity, after, since, limit,
-    )  # fmt: skip
-    return [(row[0], row[1]) for row in rows]
-
-
-async def watermark(connection: Connection, org: str, entity: str) -> datetime | None:
-    found: datetime | None = await connection.fetchval("select watermark from sync.status where org = $1 and entity = $2", org, entity)
-    return found
-
-
-async def complete(connection: Connection, org: str, entity: str, sync_type: str, records: int, newest: datetime | None, at: datetime) -> None:
-    """Records a complete walk. The watermark only rises."""
-    await connection.execute(
-        "insert into sync.status as s (org, entity, watermark, sync_type, records, completed_at) values ($1, $2, $3, $4, $5, $6)"
-        " on conflict (org, entity) do update set watermark = greatest(s.watermark, excluded.watermark), sync_type = excluded.sync_type,"
-        " records = excluded.records, completed_at = excluded.completed_at",
-        org, entity, newest, sync_type, records, at,
-    )  # fmt: skip
-
-
-async def draw(connection: Connection, credential: str, share: float) -> float:
-    """Takes one request from a credential's budget. 0, or the seconds to wait before asking again."""
-    row = await connection.fetchrow(
-        "insert into sync.budgets as b (credential, used) values ($1, 1) on conflict (credential) do update"
-        " set used = case when clock_timestamp() >= b.began + make_interval(secs => b.period) then 1 else b.used + 1 end,"
-        " began = case when clock_timestamp() >= b.began + make_interval(secs => b.period) then clock_timestamp() else b.began end"
-        " where b.used < greatest(floor(b.quota * $2::float8), 1) or clock_timestamp() >= b.began + make_interval(secs => b.period) returning used",
-        credential,
-        share,
-    )
-    if row is not None:
-        return 0.0
-    wait = await connection.fetchval(
-        "select greatest(extract(epoch from began + make_interval(secs => period) - clock_timestamp()), 0.05)::float8"
-        " from sync.budgets where credential = $1",
-        credential,
-    )
-    return float(wait or 0.05)
-
-
-async def correct(connection: Connection, credential: str, used: int, quota: int, period: float) -> None:
-    """What the source says of the budget wins where it is stricter, or where it has changed."""
-    await connection.execute(
-        "update sync.budgets set used = greatest(used, $2), quota = $3, period = $4"
-        " where credential = $1 and (used < $2 or quota <> $3 or period <> $4)",
-        credential, used, quota, period,
-    )  # fmt: skip
+def _each_once(records: Sequence[Record]) -> list[Record]:
+    """A page that repeats a row has it once, in its newest form: one statement cannot write a row twice."""
+    kept: dict[str, Record] = {}
+    for record in records:
+        other = kept.get(record.id)
+        if other is None or other.changed is None or record.changed is None or record.changed >= other.changed:
+            kept[record.id] = record
+    return list(kept.values())

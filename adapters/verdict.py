@@ -1,64 +1,80 @@
-"""The verdict of the demo: canonical rows against the stand-in's own truth, row by row."""
+"""Whether the records here are those of the source: compared row by row with what a stand-in says about itself."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import httpx2
-from attrs import define, field, frozen
+from attrs import frozen
 
 
 @frozen
-class Verdict:
-    """`missing`: in the source, not here. `duplicated`: here, not in the source (a merged or deleted row still held for alive counts).
-    `stale`: here with other content. `examples` names a few of each."""
+class Counts:
+    """`stale`: other than at the source, or no longer there."""
 
-    records: int
-    missing: int
-    duplicated: int
-    stale: int
-    by_entity: dict[str, int]
-    examples: tuple[str, ...]
-
-
-@define
-class _Tally:
     records: int = 0
-    missing: list[str] = field(factory=list[str])
-    duplicated: list[str] = field(factory=list[str])
-    stale: list[str] = field(factory=list[str])
-    by_entity: dict[str, int] = field(factory=dict[str, int])
+    missing: int = 0
+    duplicated: int = 0
+    stale: int = 0
 
 
-async def verdict(connection: Any, address: str, org: str) -> Verdict:
-    """Compares what is held for an organization with what the stand-in at that address serves."""
-    async with httpx2.AsyncClient(timeout=60) as http:
-        response = await http.get(f"{address}/_standin/truth")
-        truth: dict[str, dict[str, Any]] = json.loads(response.content)["entities"]
-    tally = _Tally()
-    for entity, rows in truth.items():
-        held = await connection.fetch("select id, body from sync.records where org = $1 and entity = $2 and deleted_at is null", org, entity)
-        mine = {row["id"]: json.loads(row["body"]) for row in held}
-        tally.records += len(rows)
-        tally.by_entity[entity] = len(rows)
-        tally.missing += [f"{entity} {id}" for id in rows.keys() - mine.keys()]
-        tally.duplicated += [f"{entity} {id}" for id in mine.keys() - rows.keys()]
-        tally.stale += [f"{entity} {id}: {_difference(rows[id], mine[id])}" for id in rows.keys() & mine.keys() if _difference(rows[id], mine[id])]
-    examples = [
-        f"{kind}: {one}"
-        for kind, many in (("missing", tally.missing), ("duplicated", tally.duplicated), ("stale", tally.stale))
-        for one in sorted(many)[:5]
-    ]
-    return Verdict(tally.records, len(tally.missing), len(tally.duplicated), len(tally.stale), tally.by_entity, tuple(examples))
+@frozen
+class Verdict(Counts):
+    """`records` are those that live here."""
+
+    by_entity: Mapping[str, Counts] = {}
+
+    @property
+    def clean(self) -> bool:
+        return not (self.missing or self.duplicated or self.stale)
 
 
-def _difference(true: dict[str, Any], held: dict[str, Any]) -> str:
-    """The first thing that differs; empty when nothing does. An absent relationship is a null one, of many an empty list."""
-    for name, value in true["attributes"].items():
-        if held["attributes"].get(name) != value:
-            return f"{name} is {held['attributes'].get(name)!r}, not {value!r}"
-    for name, value in true["relationships"].items():
-        if (held["relationships"].get(name) or None) != (value or None):
-            return f"{name} is {held['relationships'].get(name)!r}, not {value!r}"
-    return ""
+async def verdict(connection: Any, truth_url: str, org: str, adapter: str = "pco") -> Verdict:
+    """Compares with the stand-in at `truth_url`, its root or its /_standin/truth."""
+    address = truth_url if truth_url.endswith("/_standin/truth") else truth_url.rstrip("/") + "/_standin/truth"
+    async with httpx2.AsyncClient(timeout=120) as client:
+        truth = (await client.get(address)).raise_for_status().json()
+    rows = await connection.fetch(
+        "select entity, id, attributes::text as attributes, relationships::text as relationships from sync.records"
+        " where org = $1 and adapter = $2 and deleted_at is null",
+        org,
+        adapter,
+    )
+    return judged(truth["entities"], [(row["entity"], row["id"], _told(row)) for row in rows])
+
+
+def judged(truth: Mapping[str, Mapping[str, Any]], kept: list[tuple[str, str, dict[str, Any]]]) -> Verdict:
+    """`truth`: entity → id → attributes and relationships. `kept`: entity, id and the same of every record here."""
+    by_entity = {
+        entity: _compared(truth.get(entity, {}), [(id, told) for kind, id, told in kept if kind == entity])
+        for entity in sorted({*truth, *(kind for kind, _, _ in kept)})
+    }
+    every = by_entity.values()
+    return Verdict(
+        sum(one.records for one in every),
+        sum(one.missing for one in every),
+        sum(one.duplicated for one in every),
+        sum(one.stale for one in every),
+        by_entity,
+    )
+
+
+def _compared(truth: Mapping[str, Any], kept: list[tuple[str, dict[str, Any]]]) -> Counts:
+    met = Counter(id for id, _ in kept)
+    stale = sum(id not in truth or not agrees(truth[id], told) for id, told in kept)
+    return Counts(len(kept), len(truth.keys() - met.keys()), sum(count - 1 for count in met.values()), stale)
+
+
+def agrees(true: Mapping[str, Any], told: Mapping[str, Any]) -> bool:
+    """Whether a record says all that is true. An absent relationship, an empty one and null are the same."""
+    attributes, relationships = told["attributes"], told["relationships"]
+    return all(attributes.get(name) == value for name, value in true["attributes"].items()) and all(
+        (relationships.get(name) or None) == (value or None) for name, value in true["relationships"].items()
+    )
+
+
+def _told(row: Any) -> dict[str, Any]:
+    return {"attributes": json.loads(row["attributes"]), "relationships": json.loads(row["relationships"])}

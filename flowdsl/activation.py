@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import Any, Final, Literal, TypeAlias, cast
 from uuid import UUID
 
@@ -142,6 +142,7 @@ class Activation:
         """Steps that are out: an implementation or the store has been asked."""
         self._turn = Turn()
         self._due: list[tuple[datetime, str]] = []
+        self._stale = 0
         self._mailbox: dict[tuple[str, str, str | None], deque[Mail]] = {}
         self._waiting: dict[tuple[str, str, str | None], deque[str]] = {}
 
@@ -217,8 +218,13 @@ class Activation:
         self._settle(now)
 
     def registered(self, step: str) -> None:
-        """The store knows now that this step waits for a correlation key; its mail comes as mail does."""
+        """The store knows now that this step waits for a correlation key; mail that had come to it has been delivered, more comes as mail does."""
         self.busy.discard(step)
+        one = self.fold.machine.pending.get(step)
+        if one is not None and isinstance(one.instruction, Receive) and not one.instruction.wait:
+            self._stale += 1
+            self._record(step, SUCCESS, NULL, self.fold.at)  # a look: nothing has come to that key
+            self._settle(self.fold.at)
 
     def tick(self, now: datetime) -> None:
         """The time: sleeps that are over end, attempts whose delay is over run again."""
@@ -242,6 +248,7 @@ class Activation:
         machine = self.fold.machine
         turn.closed, machine.closed = machine.closed, []
         self.busy.difference_update(turn.closed)
+        self._forget(len(turn.closed))
         for effect in machine.effects:
             if isinstance(effect, CancelScope):
                 turn.cancels.append(effect.scope)
@@ -286,7 +293,9 @@ class Activation:
     def _settle(self, now: datetime) -> None:
         """Answers what can be answered at once, until nothing more follows."""
         machine = self.fold.machine
-        while machine.opened:
+        while machine.opened or machine.marks:
+            marks, machine.marks = machine.marks, []
+            self._turn.entries += [self.fold.record_mark(marker, now) for marker in marks]
             opened, machine.opened = machine.opened, []
             for one in opened:
                 if machine.pending.get(one.step) is one:
@@ -301,7 +310,7 @@ class Activation:
                 self._push(_over_at(one), one, now)
             case Receive():
                 key = ("signal", instruction.signal.name, instruction.key)
-                if not instruction.wait and not self._mailbox.get(key):
+                if not instruction.wait and instruction.key is None and not self._mailbox.get(key):
                     self._record(one.step, SUCCESS, NULL, now)
                 else:
                     if instruction.key is not None:
@@ -321,12 +330,10 @@ class Activation:
                 self._record(one.step, SUCCESS, NULL, now)
             case Audit():
                 self._audit(one, instruction, now)
-            case Changed():
-                self._record(one.step, SUCCESS, b"true", now)
             case Existing():
                 self._turn.asks.append(one)
-            case Report():
-                pass  # never opened: a report is an effect
+            case Report() | Changed():
+                pass  # never opened
 
     def _record(self, step: str, kind: int, body: bytes, now: datetime) -> None:
         self._turn.entries.append(self.fold.record(step, kind, body, now))
@@ -344,6 +351,17 @@ class Activation:
 
     def _whose(self, one: Pending) -> str:
         return f"{self.fold.fingerprint(one).rpartition(' ')[0]} at {self.fold.site(one)}"
+
+    def _forget(self, closed: int) -> None:
+        """Now and then drops what was kept for steps that nobody waits for any more."""
+        pending = self.fold.machine.pending
+        self._stale += closed
+        if self._stale > 64 + len(pending):
+            self._stale = 0
+            self._due = [due for due in self._due if due[1] in pending]
+            heapify(self._due)
+            left = {key: deque(step for step in steps if step in pending) for key, steps in self._waiting.items()}
+            self._waiting = {key: steps for key, steps in left.items() if steps}
 
     # Activities
 

@@ -41,7 +41,7 @@ from flowdsl.flow import (
     Sleep,
     Start,
 )
-from flowdsl.machine import CANCELLED, DEFECT, FAILED, OK, Checkpoint, Machine, Pending, public
+from flowdsl.machine import CANCELLED, DEFECT, FAILED, OK, Checkpoint, Machine, Marker, Pending, public
 
 SUCCESS: Final = OK
 FAILURE: Final = FAILED
@@ -66,6 +66,8 @@ KINDS: Final[Mapping[int, str]] = {
 }
 
 NULL: Final = b"null"
+
+_CHANGED: Final = "changed "
 
 
 @frozen
@@ -168,7 +170,7 @@ class Fold:
     def replay(self, entries: Sequence[Entry]) -> None:
         """Folds what was recorded; what happens on the way was done long ago and is not told again."""
         machine = self.machine
-        machine.markers = frozenset(entry.step for entry in entries if entry.fingerprint.startswith("changed "))
+        machine.markers = frozenset(entry.step for entry in entries if entry.fingerprint.startswith(_CHANGED))
         machine.replaying = bool(entries)
         self.begin()
         last = len(entries) - 1
@@ -196,11 +198,18 @@ class Fold:
         self.fold(entry)
         return entry
 
+    def record_mark(self, marker: Marker, at: datetime) -> Entry:
+        entry = Entry(self.position, SUCCESS, max(at, self.at), marker.step, f"changed {marker.id}", _site(marker.site), b"true")
+        self.fold(entry)
+        return entry
+
     def fold(self, entry: Entry) -> None:
         """Folds one entry. Raises `MachineError` if its step is not open, `Undecodable` if its body is not of the step's type."""
         machine, at = self.machine, entry.at
         kind = entry.kind
-        if kind <= DEFECT:
+        if entry.fingerprint.startswith(_CHANGED):
+            machine.mark(entry.step, position=entry.position, at=at)
+        elif kind <= DEFECT:
             one = machine.pending.get(entry.step)
             if one is None:
                 raise MachineError(entry.step, "is not open")
@@ -260,8 +269,6 @@ class Fold:
                 return codecs_of(self._definitions(instruction.child.workflow)).answer
             case Existing():
                 return _STATUSES
-            case Changed():
-                return _BOOL
             case Start():
                 return _STR
             case _:
@@ -321,22 +328,19 @@ class Fold:
                 return f"existing {instruction.workflow.name} {digest(json.dumps(instruction.keys).encode())}"
             case Audit():
                 return f"audit {instruction.event} {digest(encode_plain(instruction.facts))}"
-            case Changed():
-                return f"changed {instruction.id}"
             case Checkpoint():
                 return "iterate"
-            case Report():
-                return "report"
+            case Report() | Changed():
+                return type(instruction).__name__.lower()  # never open
             case _ as never:
                 assert_never(never)
 
     def site(self, one: Pending) -> str:
         """Where the code asked it: function and line, without the folder."""
-        file, line, function = self.machine.where(one)
-        return f"{function.rpartition('<locals>.')[2]} {basename(file)}:{line}" if line else ""
+        return _site(self.machine.where(one))
 
     def _check(self, entry: Entry) -> None:
-        if entry.kind == CANCEL or entry.kind == CHECKPOINT:
+        if entry.kind == CANCEL or entry.kind == CHECKPOINT or entry.fingerprint.startswith(_CHANGED):
             return
         one = self.machine.pending.get(entry.step)
         if one is None or self.fingerprint(one) != entry.fingerprint:
@@ -347,8 +351,12 @@ class _Misfit(Exception):
     pass
 
 
-_BOOL = codec(bool)
 _STR = codec(str)
+
+
+def _site(where: tuple[str, int, str]) -> str:
+    file, line, function = where
+    return f"{function.rpartition('<locals>.')[2]} {basename(file)}:{line}" if line else ""
 
 
 def _when(until: timedelta | datetime) -> str:

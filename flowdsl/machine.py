@@ -100,16 +100,24 @@ class CancelScope:
     scope: str
 
 
+@frozen
+class Marker:
+    """What the machine asks to be recorded: that it went through a change, and where."""
+
+    step: str
+    id: str
+    site: tuple[str, int, str]
+
+
 class Pending:
     """An open step. The interpreter keeps what it knows of the attempts here."""
 
-    __slots__ = ("attempts", "due", "failure", "fiber", "fingerprint", "instruction", "intended", "opened", "request", "step")
+    __slots__ = ("attempts", "due", "fiber", "fingerprint", "instruction", "intended", "opened", "request", "step")
 
     def __init__(self, step: str, instruction: Instruction | Checkpoint, fiber: Fiber, opened: datetime) -> None:
         self.step, self.instruction, self.fiber, self.opened = step, instruction, fiber, opened
         self.attempts = 0
         self.due: datetime | None = None
-        self.failure: Any = None
         self.intended = False
         self.fingerprint: str | None = None
         self.request: bytes | None = None
@@ -145,12 +153,13 @@ def merged(ranges: list[list[int]]) -> list[list[int]]:
 
 
 class Fiber:
-    __slots__ = ("cancel", "counter", "frames", "index", "loop", "mask", "owner", "parent", "saga", "scope", "unwinding", "waiting")
+    __slots__ = ("cancel", "changes", "counter", "frames", "index", "loop", "mask", "owner", "parent", "saga", "scope", "unwinding", "waiting")
 
     def __init__(self, parent: Fiber | None, owner: _Branches | None, index: int, scope: str) -> None:
         self.parent, self.owner, self.index, self.scope = parent, owner, index, scope
         self.counter = 0
         self.frames: list[_Frame] = []
+        self.changes: dict[str, bool] = {}  # change markers passed, by step: the same answer at each pass
         self.mask = 0
         self.cancel: str | None = None
         self.unwinding = False
@@ -310,7 +319,8 @@ class _Race(_Branches):
 class Machine:
     """Folds exits into a flow. After each call `pending` holds what is open, and `exit` how it all ended, once it has.
 
-    `opened`, `closed` and `effects` gather what happened since they were last emptied; replaying code empties and ignores them.
+    `opened`, `closed`, `marks` and `effects` gather what happened since they were last emptied. `markers` are the change markers that the
+    journal holds, and `replaying` says that there is more of it to come: who replays sets them, and ignores what happens on the way.
     """
 
     def __init__(self, execution: Execution, flow: Flow[Any, Any]) -> None:
@@ -324,6 +334,7 @@ class Machine:
         self.failed_undos: tuple[str, ...] = ()
         self.segment = Segment()
         self.markers: frozenset[str] = frozenset()
+        self.marks: list[Marker] = []
         self.replaying = False
         self._loops: dict[str, tuple[Fiber, _Iterate]] = {}
         self._queue: deque[tuple[Fiber, Flow[Any, Any] | None, int, Any]] = deque()
@@ -354,6 +365,12 @@ class Machine:
         self.now = at
         (one.fiber.loop or self).segment.add(position)
         return one
+
+    def mark(self, step: str, *, position: int, at: datetime) -> None:
+        """A change marker, recorded: needed for as long as the round that it is in."""
+        self.now = at
+        around = [base for base in self._loops if step.startswith(f"{base}.")]
+        (self._loops[max(around, key=len)][1] if around else self).segment.add(position)
 
     def checkpoint(self, step: str, round: int, state: Any, *, position: int, at: datetime) -> None:
         """The named loop drops whatever round it is in and begins this one."""
@@ -404,7 +421,10 @@ class Machine:
 
     def where(self, one: Pending) -> tuple[str, int, str]:
         """File, line and function of the bind that opened a step."""
-        fiber: Fiber | None = one.fiber
+        return self._where(one.fiber)
+
+    def _where(self, at: Fiber) -> tuple[str, int, str]:
+        fiber: Fiber | None = at
         while fiber is not None:
             for frame in reversed(fiber.frames):
                 if isinstance(frame, _Do) and frame.body.gi_frame is not None:
@@ -451,10 +471,14 @@ class Machine:
                         flow = node.flow
                     case Pure():
                         flow, kind, value = None, OK, node.value
-                    case Perform() | Sleep() | Receive() | Send() | Start() | Join() | CancelChild() | Existing() | Audit() | Changed() | Report():
-                        if not self._open(fiber, node):
-                            return
-                        flow, kind, value = None, OK, None if isinstance(node, Report) else False
+                    case Perform() | Sleep() | Receive() | Send() | Start() | Join() | CancelChild() | Existing() | Audit():
+                        self._open(fiber, node)
+                        return
+                    case Report():
+                        self.effects.append(node)
+                        flow, kind, value = None, OK, None
+                    case Changed():
+                        flow, kind, value = None, OK, self._changed(fiber, node)
                     case Catch():
                         frames.append(_Catch(node.handler))
                         flow = node.flow
@@ -594,20 +618,21 @@ class Machine:
 
     # Instructions
 
-    def _open(self, fiber: Fiber, instruction: Instruction) -> bool:
-        """Opens a step, or answers at once (True): a report needs none, and a change marker that the journal passed long ago is False."""
-        if isinstance(instruction, Report):
-            self.effects.append(instruction)
-            return True
-        if isinstance(instruction, Changed):
-            step = f"{fiber.scope}.changed:{instruction.id}" if fiber.scope else f"changed:{instruction.id}"
-            if self.replaying and step not in self.markers:
-                return True
-        else:
-            step = self._step(fiber)
+    def _open(self, fiber: Fiber, instruction: Instruction) -> None:
+        step = self._step(fiber)
         one = fiber.waiting = self.pending[step] = Pending(step, instruction, fiber, self.now)
         self.opened.append(one)
-        return False
+
+    def _changed(self, fiber: Fiber, marker: Changed) -> bool:
+        """Never waits, so that no race hangs on it: new unless the journal passed here without a mark, and the same at each pass."""
+        step = f"{fiber.scope}.changed:{marker.id}" if fiber.scope else f"changed:{marker.id}"
+        new = fiber.changes.get(step)
+        if new is None:
+            known = step in self.markers
+            new = fiber.changes[step] = known or not self.replaying
+            if new and not known:
+                self.marks.append(Marker(step, marker.id, self._where(fiber)))
+        return new
 
     def _take(self, step: str) -> Pending:
         one = self.pending.pop(step, None)
@@ -753,6 +778,8 @@ class Machine:
 
     def _round(self, fiber: Fiber, loop: _Iterate) -> _Going:
         fiber.scope, fiber.counter = f"{loop.base}.{loop.round}", 0
+        if fiber.changes:
+            fiber.changes = {step: new for step, new in fiber.changes.items() if not step.startswith(f"{loop.base}.")}
         return self._call(loop.node.step, loop.state)
 
     def _turned(self, fiber: Fiber, loop: _Iterate, kind: int, value: Any) -> _Going:

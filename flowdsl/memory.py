@@ -153,7 +153,7 @@ class Memory:
         if chosen is None:
             self._create(_Kept(Execution(id, self._tenant, workflow.name, None, None, self.now), workflow, encoded, None, "", False))
             return id
-        taken = self._claim_key((self._tenant, workflow.name, chosen), workflow, id)
+        taken = self._claim_key((f"tenant {self._tenant}", workflow.name, chosen), workflow, id)
         if taken is not None:
             if workflow.reuse == "reject":
                 raise Rejected(workflow.name, chosen, taken)
@@ -168,14 +168,15 @@ class Memory:
 
     def cancel(self, id: str, reason: str = "asked to") -> None:
         """Asks an execution to end."""
-        if self._kept[id].status in OPEN:
-            self._active(self._kept[id]).cancel(reason, self.now)
-            self._commit(self._kept[id])
+        kept = self._kept[id]
+        if kept.activation is not None and kept.status != "blocked":
+            kept.activation.cancel(reason, self.now)
+            self._commit(kept)
 
     def go(self) -> None:
         """Runs until nothing more can happen without time or mail from outside; the clock jumps to whatever is due."""
         try:
-            while self._jobs or self._pass_time():
+            while self._jobs or self._find_children() or self._pass_time():
                 if self._jobs:
                     self._perform(*self._jobs.popleft())
         finally:
@@ -213,9 +214,10 @@ class Memory:
     def _commit(self, kept: _Kept) -> None:
         """One turn: everything in it happens, or, in a crash, nothing of it has left."""
         activation = self._active(kept)
-        before = len(kept.journal)
         turn = activation.take_turn()
+        before = len(kept.journal)
         kept.journal += turn.entries
+        numbers = range(before + 1, len(kept.journal) + 1)
         kept.mailbox = [mail for mail in kept.mailbox if mail.seq not in turn.takes]
         self._notes += turn.notes
         self._story += [line for entry in turn.entries for line in _told(entry)]
@@ -225,9 +227,11 @@ class Memory:
             self._deliver(mail)
         for scope in turn.cancels:
             self._cancel_children(kept, scope + ".")
+        if kept.activation is not activation:
+            return  # what was just sent has come back to it: a later turn has ended it, or crashed
         if turn.ended is not None:
             self._end(kept, turn.ended)
-        elif self._crash is not None and any(self._crash(n) for n in range(before + 1, len(kept.journal) + 1)):
+        elif self._crash is not None and any(self._crash(n) for n in numbers):
             self._jobs = deque(job for job in self._jobs if job[0] != kept.execution.id)
             self._wake(kept, taken_over=True)
         else:
@@ -292,12 +296,12 @@ class Memory:
                 self._keyed_child(kept, one, start)
             case Existing() as existing:
                 statuses = self._statuses(kept, existing)
-                activation.answered(one.step, codec(dict[str, str]).encode(statuses), self.now)
+                activation.answered(one.step, codec(dict[str, Status]).encode(statuses), self.now)
             case Receive() as receive:
                 self._aliases[(receive.signal.name, receive.key or "")] = kept.execution.id
-                activation.registered(one.step)
                 for mail in self._unmatched.pop((receive.signal.name, receive.key or ""), []):
                     self._deliver(mail)
+                activation.registered(one.step)
             case _:
                 raise AssertionError(one.instruction)
         if kept.activation is activation:
@@ -308,7 +312,7 @@ class Memory:
 
         activation = self._active(kept)
         id = child_id(kept.execution.id, one.step)
-        scope = (kept.execution.key or kept.execution.id, start.workflow.name, start.key or "")
+        scope = (_children_of(kept), start.workflow.name, start.key or "")
         taken = None if id in self._kept else self._claim_key(scope, start.workflow, id)
         if taken is None:
             request = activation.fold.request(one)
@@ -339,11 +343,22 @@ class Memory:
         return None
 
     def _statuses(self, kept: _Kept, existing: Existing) -> dict[str, Status]:
-        parent = kept.execution.key or kept.execution.id
-        found = {key: self._keys.get((parent, existing.workflow.name, key)) for key in existing.keys}
+        found = {key: self._keys.get((_children_of(kept), existing.workflow.name, key)) for key in existing.keys}
         return {key: public_status(self._kept[id].status) for key, id in found.items() if id is not None}
 
     # Time and work
+
+    def _find_children(self) -> bool:
+        """Answers the waits for children that had ended before and whose mail was taken; False when there are none."""
+        for kept in list(self._kept.values()):
+            activation = kept.activation if kept.status != "blocked" else None
+            for child in activation.joins if activation is not None else ():
+                ended = self._kept.get(child)
+                if activation is not None and ended is not None and ended.status not in OPEN:
+                    activation.found(child, ended.exit, self.now)
+                    self._commit(kept)
+                    return True
+        return False
 
     def _pass_time(self) -> bool:
         """Jumps to the next due time; False when nothing is due ever."""
@@ -388,13 +403,18 @@ class Memory:
         return Defect(activity.name, f"its implementation returned {exit!r}: return Success(...) or Failure(...)")
 
 
+def _children_of(parent: _Kept) -> str:
+    """The scope of the keys of its children: its second run finds those of its first."""
+    return f"parent {parent.execution.key or parent.execution.id}"
+
+
 async def _awaited(answer: Any) -> Any:
     return await answer
 
 
 def public_status(stored: Stored) -> Status:
     """A stored status in the words of `Status`."""
-    return "open" if stored in ("running", "suspended") else stored
+    return "open" if stored == "running" or stored == "suspended" else stored
 
 
 def _live(journal: list[Entry]) -> list[Entry]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
@@ -19,11 +19,11 @@ import structlog
 from attrs import define
 from returns.result import Failure, Success
 
-from flowdsl.activation import Activation, Turn
+from flowdsl.activation import Activation, Mail, Turn
 from flowdsl.binding import Binding, Deployment, current_attempt
 from flowdsl.codec import NotJournalable
 from flowdsl.errors import FlowError
-from flowdsl.flow import Defect, Perform, Report, TimedOut, members
+from flowdsl.flow import Defect, Join, Perform, Report, TimedOut, members
 from flowdsl.journal import Entry, codecs_of
 from flowdsl.machine import Pending, defect
 from flowdsl.policy import shown
@@ -32,6 +32,8 @@ log = structlog.get_logger("flowdsl")
 
 ABANDON = 5.0
 """Seconds that an implementation gets to follow a cancellation; then its answer is no longer waited for."""
+AGAIN = 0.1
+"""Seconds until one looks again whether the lease holds."""
 
 
 class Transaction(Protocol):
@@ -86,6 +88,10 @@ class Host(Protocol):
     def look_for(self, resident: Resident, children: tuple[str, ...]) -> None: ...
     def note(self, resident: Resident, note: Report) -> None: ...
     def gone(self, resident: Resident) -> None: ...
+    def broken(self, resident: Resident, error: Exception) -> None:
+        """It cannot go on: it needs a person, with this as the cause."""
+        ...
+
     def connection(self) -> AbstractAsyncContextManager[Any]: ...
     async def begin_transaction(self, resident: Resident) -> Transaction: ...
 
@@ -149,31 +155,61 @@ class Resident:
         self.host, self.activation, self.epoch, self.parent, self.scope, self.suspect = host, activation, epoch, parent, scope, suspect
         self.attempts: dict[str, RunningAttempt] = {}
         self.heartbeats: dict[str, object] = {}
+        self.since = asyncio.get_running_loop().time()
+        self.strangers = False
+        """Whether it waits for a child that is another's, whose end nobody tells it."""
         self.dropped = False
-        self._in_flight = False
+        self._in_flight = self._leaving = self._behind = False
         self._deferred: list[Callable[[], object]] = []
+        self._held: list[Turn] = []
         self._timer: asyncio.TimerHandle | None = None
         self._slot: asyncio.Future[None] | None = None
-        self._checked = self._leaving = False
+        self._one_slot = asyncio.Lock()
+        self._looked: set[str] = set()
         self._commits: set[asyncio.Task[None]] = set()
 
     @property
     def id(self) -> str:
         return self.activation.execution.id
 
-    # Turns
+    # What comes in
 
     def feed(self, fold: Callable[[], object]) -> None:
-        """Folds something in, now or as soon as a transaction has chosen its position; then goes on."""
+        """Folds something in, now or behind a transaction that waits for its position; then goes on."""
         if self.dropped:
             return
-        if self._exclusive:
+        if self._slot is not None:
             self._deferred.append(fold)
             return
-        fold()
-        self.advance()
+        self._carry_out(fold, self._advance)
 
-    def advance(self) -> None:
+    def deliver(self, mails: Sequence[Mail], seen: int = 0) -> None:
+        """Mail, in order; `seen`: how many were ever accepted, as far as is known."""
+
+        def fold() -> None:
+            self._behind = False
+            self.activation.deliver(mails, self.host.upper())
+            self.activation.seen = max(self.activation.seen, seen)
+
+        self.feed(fold)
+
+    def go(self) -> None:
+        """Goes on from where it stands."""
+        self._carry_out(self._advance)
+
+    def _carry_out(self, *work: Callable[[], object]) -> None:
+        """What raises here is a bug, or a value that nobody can write: half folded, it must neither stay nor be forgotten."""
+        try:
+            for one in work:
+                if not self.dropped:
+                    one()
+        except Exception as error:
+            self.host.broken(self, error)
+            self.drop()
+
+    # Turns
+
+    def _advance(self) -> None:
         """Hands over the turn that has gathered, if none is in flight."""
         if self._in_flight or self.dropped:
             return
@@ -182,45 +218,47 @@ class Resident:
             for step in turn.closed:
                 self._cancel_attempt(step)
             state = self._state(turn)
-            if turn.entries or turn.ended is not None or turn.takes or turn.cancels or state == "suspended":
-                self._in_flight = True
-                self.host.submit(self, turn, state)
+            if turn.entries or turn.takes or turn.cancels or state is not None:
+                self._submit(turn, state)
                 return
             if not self._let_out(turn):
                 break
-        if self._slot is not None and not self._slot.done():
+        if self._slot is not None:
             self._in_flight = True
             self._slot.set_result(None)
             return
         self._keep_time()
 
+    def _submit(self, turn: Turn, state: str | None) -> None:
+        self._in_flight = True
+        self.host.submit(self, turn, state)
+
     def committed(self, turn: Turn, state: str | None, fate: str) -> None:
         """The fate of the turn in flight."""
         self._in_flight = False
-        if fate in ("left", "fenced"):
+        leaves = turn.ended is not None or state == "released" or (state == "suspended" and fate != "awake")
+        if fate in ("left", "fenced") or leaves:
             self.drop()
             return
-        if turn.ended is not None or state == "released" or (state == "suspended" and fate != "awake"):
-            self.drop()
-            return
-        if self._leaving:
-            self.release()
-            return
-        if state == "suspended":
-            self._checked = False
-        self.suspect = self.suspect and not turn.entries
-        self._let_out(turn)
-        self.advance()
+        self._behind = self._behind or fate == "awake"
+        self.suspect = self.suspect and state is None
+        self._carry_out(lambda: self._let_out(turn), self._advance)
+
+    def acquit(self) -> None:
+        """It was here for long enough, and the worker lives."""
+        if not (self._in_flight or self.dropped):
+            self._submit(self.activation.take_turn(), "alive")
+
+    def leave(self) -> None:
+        """Lets go of it as soon as nothing of it runs: what runs may end and be recorded, nothing new begins."""
+        self._leaving = True
+        self.go()
 
     def release(self) -> None:
-        """Lets go of it, so that any worker may claim it: nothing is journaled, its attempts run again."""
+        """Lets go of it, so that any worker may claim it: nothing is journaled of its attempts, they run again."""
         for step in list(self.attempts):
             self._cancel_attempt(step)
-        if not self._in_flight and not self.dropped:
-            self._in_flight = True
-            self.host.submit(self, Turn(), "released")
-        elif not self.dropped:
-            self._leaving = True
+        self.leave()
 
     def drop(self) -> None:
         """Forgets it: its attempts are cancelled, their late answers go nowhere."""
@@ -236,34 +274,46 @@ class Resident:
         self.host.gone(self)
 
     def _state(self, turn: Turn) -> str | None:
-        """Whether this turn also ends or suspends it."""
+        """Whether this turn also ends, releases or suspends it."""
         if turn.ended is not None:
             return turn.ended.status
-        if turn.performs or turn.asks or self.attempts or not self.activation.idle or self._slot is not None:
+        if self.attempts or self._slot is not None:
             return None
-        if not self.activation.fold.machine.pending:
+        if self._leaving:
+            return "released"
+        activation = self.activation
+        if turn.performs or turn.asks or self._behind or not activation.idle or not activation.fold.machine.pending:
             return None
-        joins = self.activation.joins
-        due = self.activation.next_due
+        due = activation.next_due
         far = due is None or due > self.host.upper() + timedelta(seconds=self.host.linger)
-        if far and not joins and not turn.children:
-            return "suspended"
-        return None
+        return "suspended" if far and not activation.joins and not turn.children else None
 
     def _let_out(self, turn: Turn) -> bool:
-        """What is committed may leave. True when something was let out."""
-        if not self.host.fit:
+        """What is committed may leave, while the lease holds: else it is kept until it holds again. True when something was let out."""
+        if self._leaving or self.dropped:
             return False
-        pending = self.activation.fold.machine.pending
         for note in turn.notes:
             self.host.note(self, note)
+        turn.notes = []
+        if not (turn.asks or turn.performs):
+            return False
+        if not self.host.fit:
+            self._held.append(turn)
+            if len(self._held) == 1:
+                asyncio.get_running_loop().call_later(AGAIN, self._let_out_held)
+            return False
+        pending = self.activation.fold.machine.pending
         for one in turn.asks:
             if pending.get(one.step) is one:
                 self.host.ask(self, one)
         for one in turn.performs:
             if pending.get(one.step) is one:
                 self._begin(one)
-        return bool(turn.asks or turn.performs)
+        return True
+
+    def _let_out_held(self) -> None:
+        held, self._held = self._held, []
+        self._carry_out(lambda: [self._let_out(turn) for turn in held])
 
     def _keep_time(self) -> None:
         """A timer for what is due next; or, when it only waits, for its suspension."""
@@ -288,19 +338,24 @@ class Resident:
         due = self.activation.next_due
         if due is not None and due <= now:
             self.feed(lambda: self.activation.tick(self.host.lower()))
-        elif self.activation.idle and not self.attempts and not self._in_flight and (due is None or (due - now).total_seconds() > self.host.linger):
-            self._suspend()
+        elif (
+            self.activation.idle
+            and not (self.attempts or self._in_flight or self._behind)
+            and (due is None or (due - now).total_seconds() > self.host.linger)
+        ):
+            self._carry_out(self._suspend)
         else:
             self._keep_time()
 
     def _suspend(self) -> None:
-        """Out of memory, unless mail has come that it has not seen; a child that ended before it was joined is looked for once."""
-        if self.activation.joins and not self._checked:
-            self._checked = True
-            self.host.look_for(self, self.activation.joins)
-            return
-        self._in_flight = True
-        self.host.submit(self, self.activation.take_turn(), "suspended")
+        """Out of memory, unless mail has come that it has not seen; a child that ended before it was joined is looked for once a join."""
+        joins = {step: one.instruction.child.id for step, one in self.activation.fold.machine.pending.items() if isinstance(one.instruction, Join)}
+        unknown = joins.keys() - self._looked
+        if unknown:
+            self._looked |= unknown
+            self.host.look_for(self, tuple({joins[step] for step in unknown}))
+        else:
+            self._submit(self.activation.take_turn(), "suspended")
 
     # Attempts
 
@@ -333,14 +388,16 @@ class Resident:
                 if inspect.isawaitable(answer):
                     answer = await answer
             exit = answer if isinstance(answer, (Success, Failure)) else _no_result(binding, answer)
-            if attempt._transaction is not None and isinstance(exit, Success):
+            if attempt._transaction is not None and isinstance(exit, Success) and not attempt.cancelled:
                 self._hand_over(attempt, attempt._transaction, exit)
                 return
-        except asyncio.CancelledError:
-            if not attempt.timed_out:
+        except asyncio.CancelledError as error:
+            if attempt.task is not None and attempt.task.cancelling() and not attempt.timed_out:
                 return
-            exit = Defect(binding.activity.name, "timed out")
-        except Exception as error:
+            exit = defect(error)
+        except (KeyboardInterrupt, SystemExit, GeneratorExit):
+            raise
+        except BaseException as error:
             exit = defect(error)
         finally:
             if attempt._transaction is not None:
@@ -376,10 +433,6 @@ class Resident:
 
     # Transactional activities: the position is chosen at the end, while nothing else of this execution is under way
 
-    @property
-    def _exclusive(self) -> bool:
-        return self._slot is not None and self._slot.done()
-
     def _hand_over(self, attempt: RunningAttempt, transaction: Transaction, exit: Success[Any]) -> None:
         """From here on neither a time-out nor a cancellation interrupts: the fate of a commit must be known."""
         attempt._transaction = None
@@ -390,44 +443,49 @@ class Resident:
         task.add_done_callback(self._commits.discard)
 
     async def _commit_transaction(self, attempt: RunningAttempt, transaction: Transaction, exit: Success[Any]) -> None:
-        one, activation = attempt.one, self.activation
-        while self._slot is not None:
-            await asyncio.wait([self._slot])
-            await asyncio.sleep(0.001)
-        slot = self._slot = asyncio.get_running_loop().create_future()
-        self.advance()
-        await slot
-        follows: Callable[[], object] = self.drop
+        async with self._one_slot:
+            follows: Callable[[], object] = self.drop
+            try:
+                await self._position()
+                follows = await self._appended(attempt.one, transaction, exit)
+            finally:
+                try:
+                    await transaction.rollback()
+                finally:
+                    if self.attempts.get(attempt.one.step) is attempt:
+                        del self.attempts[attempt.one.step]
+                    self._go_on_with(follows)
+
+    async def _position(self) -> None:
+        """Until what was folded is committed and nothing else is: the next position is known then. What comes in meanwhile is folded later."""
+        if not self.dropped:
+            slot = self._slot = asyncio.get_running_loop().create_future()
+            self.go()
+            await slot
+
+    async def _appended(self, one: Pending, transaction: Transaction, exit: Success[Any]) -> Callable[[], object]:
+        """Commits, and gives what is to be folded then."""
+        activation = self.activation
+        if self.dropped or activation.fold.machine.pending.get(one.step) is not one:
+            return _nothing
         try:
-            if self.dropped or activation.fold.machine.pending.get(one.step) is not one:
-                follows = _nothing
-            else:
-                entry = activation.prepared(one, activation.fold.encode_answer(one, exit.unwrap()), self.host.upper())
-                if await transaction.append(entry):
-                    follows = lambda: activation.recorded(entry, self.host.upper())  # noqa: E731
+            entry = activation.prepared(one, activation.fold.encode_answer(one, exit.unwrap()), self.host.upper())
+            if not await transaction.append(entry):
+                return self.drop
         except Unrecorded as unrecorded:
-            recorded = unrecorded.entry
-            follows = lambda: activation.recorded(recorded, self.host.upper())  # noqa: E731
+            entry = unrecorded.entry
         except NotJournalable:
-            follows = lambda: activation.ended(one.step, exit, self.host.upper())  # noqa: E731
+            return lambda: activation.ended(one.step, exit, self.host.upper())
         except Exception as error:
             failed = defect(error)
-            follows = lambda: activation.ended(one.step, failed, self.host.upper())  # noqa: E731
-        finally:
-            await transaction.rollback()
-            if self.attempts.get(one.step) is attempt:
-                del self.attempts[one.step]
-            self._release(follows)
+            return lambda: activation.ended(one.step, failed, self.host.upper())
+        return lambda: activation.recorded(entry, self.host.upper())
 
-    def _release(self, fold: Callable[[], object]) -> None:
+    def _go_on_with(self, fold: Callable[[], object]) -> None:
         """Gives the slot back: what came in meanwhile is folded behind the transaction's entry."""
         self._slot, self._in_flight = None, False
         deferred, self._deferred = self._deferred, []
-        if not self.dropped:
-            fold()
-            for late in deferred:
-                late()
-            self.advance()
+        self._carry_out(fold, *deferred, self._advance)
 
 
 def _nothing() -> None:

@@ -10,7 +10,6 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from attrs import asdict, define, field, frozen
-from flowdsl.postgres.choice import choose
 
 from adapters.demo.screen import Row, Screen
 from adapters.demo.stage import Stage
@@ -20,6 +19,7 @@ from domains.sync.values import MainSync
 from domains.sync.workflows import main_sync
 from flowdsl import FlowError
 from flowdsl.journal import codecs_of
+from flowdsl.postgres.choice import choose
 from flowdsl.postgres.store import NewStart, Store, connect, migrate
 from flowdsl.postgres.worker import new_id
 
@@ -74,7 +74,7 @@ async def play(plan: Plan, screen: Screen) -> Outcome:
 async def _play(plan: Plan, screen: Screen, store: Store) -> Outcome:
     outcome = Outcome(plan.people)
     with Stage(plan.logs) as stage:
-        quota = ("--limit", "5000", "--period", "20")
+        quota = ("--limit", "1500", "--period", "2")
         churn = ("--churn", "--churn-every", "4", "--churn-changes", "150")
         address = stage.standin("--people", str(plan.people), "--seed", str(plan.seed), "--faults", plan.faults, *quota, *churn)
         screen.say(f"Planning Center stand-in: {plan.people:,} people at {address}, faults {plan.faults}, rows move during the walk")
@@ -83,13 +83,15 @@ async def _play(plan: Plan, screen: Screen, store: Store) -> Outcome:
         screen.say(f"{plan.workers} workers: processes {', '.join(map(str, pids))}")
 
         full = await _start(store, "full")
-        await _follow(plan, screen, store, stage, full, outcome)
+        await _follow(plan, screen, store, stage, full, outcome, "full")
         await asyncio.to_thread(_settle, address)
-        screen.say("the source has settled; a delta sync fetches what moved meanwhile")
-        delta = await _start(store, "delta")
-        await _follow(plan, screen, store, stage, delta, None)
+        screen.say("the source has settled: a delta fetches what changed behind the walk's back, a reconciliation finds what was deleted")
+        runs = [full]
+        for sync_type in ("delta", "reconciliation"):
+            runs.append(await _start(store, sync_type))
+            await _follow(plan, screen, store, stage, runs[-1], None, sync_type)
 
-        summaries = [await store.summary(one) for one in (full, delta)]
+        summaries = [await store.summary(one) for one in runs]
         outcome.status = next((one.status for one in summaries if one.status != "succeeded"), "succeeded")
         connection = await connect(store.dsn)
         try:
@@ -120,9 +122,9 @@ async def _start(store: Store, sync_type: Any) -> str:
     return (await store.start([wish]))[0].id
 
 
-async def _follow(plan: Plan, screen: Screen, store: Store, stage: Stage, id: str, outcome: Outcome | None) -> None:
+async def _follow(plan: Plan, screen: Screen, store: Store, stage: Stage, id: str, outcome: Outcome | None, sync_type: str) -> None:
     """Shows a sync until it ends. With an outcome to fill, kills a worker once a quarter of the expected pages is recorded."""
-    title = f"{'full' if outcome is not None else 'delta'} sync"
+    title = f"{sync_type} sync"
     kept: dict[str, int] = {}
     screen.begin()
     while True:

@@ -1,163 +1,143 @@
-"""One request to Planning Center's People API: its errors become declared failures here, once; its quota is drawn from a shared budget."""
+"""Requests to Planning Center. Whatever goes wrong on the way is translated here, once, into the declared failures."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
-import os
-import re
-from collections.abc import Mapping
-from datetime import timedelta
-from hashlib import sha256
-from typing import Any
-from urllib.parse import urlsplit
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, NoReturn
+from weakref import WeakKeyDictionary
 
 import httpx2
 from attrs import frozen
 
-from adapters import sync_store
-from domains.sync.values import ApiClient, RateLimited, Refused, SourceFailure, Unauthorized, Unavailable, Unconfigured
-from flowdsl import Failure, Result, Success, this_attempt
+from adapters.planning_center.budget import Grant, block, draw, learn
+from adapters.planning_center.quota import Quota, quota, retry_after
+from adapters.planning_center.settings import TOKEN, Settings, settings
+from domains.sync.failures import (
+    Malformed,
+    NotConfigured,
+    NotFound,
+    RateLimited,
+    Refused,
+    SourceFailure,
+    Unauthorized,
+    Unavailable,
+)
+from flowdsl import Failure, Result, Success
 
-DEFAULT_URL = "https://api.planningcenteronline.com"
-ROOT = "/people/v2"
-VERSION = "2025-03-20"
-SHARE = 0.9
-"""The part of a quota that syncs may use: the rest is free for people and webhooks."""
-
+_TIMEOUT = httpx2.Timeout(30, connect=10)
+_LIMITS = httpx2.Limits(max_connections=64, max_keepalive_connections=32, keepalive_expiry=3)
+_AGAIN = {408, 409, 425}  # refusals that are worth another try, beside every 5xx
 _HINTS = {
-    "BABOON": "the token has expired: make a new one",
-    "CAPUCHIN": "the token was revoked or is wrong: make a new one",
-    "PELICAN": "the token lacks the scope `people`: grant it",
-    "TRASH_PANDA": "its user may not use People: give them access",
+    "BABOON": f"The token has expired: make a new one and set {TOKEN}",
+    "CAPUCHIN": f"The token is unknown or was revoked: check {TOKEN}",
+    "PELICAN": "The token lacks the scope `people`: authorize the application again with it",
+    "TRASH_PANDA": "The user has no access to the People app: ask an administrator of the organization for it",
 }
+
+_clients: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx2.AsyncClient] = WeakKeyDictionary()
+
+
+def _client() -> httpx2.AsyncClient:
+    """One per event loop, so that connections are used again."""
+    loop = asyncio.get_running_loop()
+    client = _clients.get(loop)
+    if client is None:
+        client = _clients[loop] = httpx2.AsyncClient(timeout=_TIMEOUT, limits=_LIMITS, follow_redirects=False)
+    return client
+
+
+async def close() -> None:
+    """Closes this loop's connections."""
+    client = _clients.pop(asyncio.get_running_loop(), None)
+    if client is not None:
+        await client.aclose()
 
 
 @frozen
 class Answer:
-    """A document, and what the quota leaves."""
+    """A document, the time before it was asked for, and the quota as the source sees it."""
 
-    document: Any
-    pause: timedelta
-
-
-def configured() -> Result[ApiClient, Unconfigured]:
-    """The reference to the credential that the environment names."""
-    token = os.environ.get("PLANNING_CENTER_TOKEN", "")
-    url = os.environ.get("PLANNING_CENTER_URL") or DEFAULT_URL
-    if not token:
-        return Failure(Unconfigured("set PLANNING_CENTER_TOKEN to app_id:secret, or to an OAuth access token"))
-    if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
-        return Failure(Unconfigured(f"PLANNING_CENTER_URL={url!r} is no address: write https://host[:port]"))
-    return Success(ApiClient(sha256(token.encode()).hexdigest()[:16], url.rstrip("/")))
+    document: dict[str, Any]
+    at: datetime
+    quota: Quota | None
 
 
-def _authorization() -> str:
-    token = os.environ.get("PLANNING_CENTER_TOKEN", "")
-    return f"Basic {base64.b64encode(token.encode()).decode()}" if ":" in token else f"Bearer {token}"
+@frozen
+class Source:
+    """Planning Center as one attempt sees it. `share` of the request quota may be used up."""
 
+    settings: Settings
+    share: float
 
-_clients: dict[int, httpx2.AsyncClient] = {}
+    async def grant(self, wanted: int = 1) -> Result[Grant, RateLimited]:
+        return await draw(self.settings.budget, wanted, self.share)
 
-
-def _client() -> httpx2.AsyncClient:
-    """One client an event loop: connections are kept."""
-    loop = asyncio.get_running_loop()
-    if id(loop) not in _clients:
-        _clients[id(loop)] = httpx2.AsyncClient(
-            timeout=httpx2.Timeout(30, connect=10),
-            limits=httpx2.Limits(max_connections=16),
-            headers={"User-Agent": "flowdsl-sync (https://example.org/contact)", "X-PCO-API-Version": VERSION},
-        )
-    return _clients[id(loop)]
-
-
-async def get(client: ApiClient, path: str, query: Mapping[str, str | int]) -> Result[Answer, SourceFailure]:
-    """The document at a path below /people/v2, as soon as the shared budget allows. A 404 is a document of None."""
-    await _draw(client)
-    try:
-        response = await _client().get(
-            f"{client.base_url}{ROOT}{path}", params=dict(query), headers={"Authorization": _authorization()}, follow_redirects=False
-        )
-    except (httpx2.TransportError, httpx2.DecodingError) as error:
-        return Failure(Unavailable(0, f"{type(error).__name__}: {error}"))
-    except httpx2.InvalidURL as error:
-        return Failure(Refused(0, f"{client.base_url}: {error}"))
-    pause = await _account(client, response)
-    return _read(response, pause)
-
-
-def _read(response: httpx2.Response, pause: timedelta) -> Result[Answer, SourceFailure]:
-    status = response.status_code
-    if status == 200:
+    async def get(self, path: str, parameters: Sequence[tuple[str, str]] = (), grant: Grant | None = None) -> Result[Answer, SourceFailure]:
+        """One document. Draws from the budget, unless a grant is given that has room for it."""
+        if grant is None:
+            drawn = await self.grant()
+            if isinstance(drawn, Failure):
+                return drawn
+            grant = drawn.unwrap()
+        what = f"GET /{path}"
         try:
-            document = json.loads(response.content)
-        except (ValueError, RecursionError) as error:
-            return Failure(Unavailable(200, f"not the JSON that it promises: {error}"))
-        if not isinstance(document, dict) or "data" not in document:
-            return Failure(Refused(200, "an answer without `data`: is PLANNING_CENTER_URL Planning Center's API?"))
-        return Success(Answer(document, pause))
-    detail, code = _error(response)
-    match status:
-        case 404:
-            return Success(Answer(None, pause))
-        case 429:
-            return Failure(RateLimited(detail, _seconds(response.headers.get("Retry-After")) or _period(response)))
-        case 401 | 403:
-            return Failure(Unauthorized(status, code, _HINTS.get(code, "check PLANNING_CENTER_TOKEN")))
-        case _ if status >= 500 or status == 408:
-            return Failure(Unavailable(status, detail, _seconds(response.headers.get("Retry-After"))))
-        case _:
-            return Failure(Refused(status, detail))
+            response = await _client().get(f"{self.settings.root}/{path}", params=list(parameters), headers=self.settings.headers)
+        except httpx2.TimeoutException as error:
+            return Failure(Unavailable(f"{what}: no answer in time ({type(error).__name__})"))
+        except (httpx2.HTTPError, httpx2.StreamError) as error:
+            return Failure(Unavailable(f"{what}: the connection failed ({type(error).__name__}{f': {error}' if str(error) else ''})"))
+        seen = quota(response.headers)
+        if seen is not None and response.status_code != 429:  # what a refusal counts, Retry-After says better
+            await learn(self.settings.budget, grant, seen)
+        if response.status_code != 200:
+            return Failure(await self._refusal(what, response))
+        return _answer(what, response, grant.at, seen)
+
+    async def _refusal(self, what: str, response: httpx2.Response) -> SourceFailure:
+        status, wait = response.status_code, retry_after(response.headers, datetime.now(UTC))
+        if status == 429:
+            await block(self.settings.budget, wait or timedelta(seconds=1))
+            return RateLimited(wait)
+        if status >= 500 or status in _AGAIN:
+            return Unavailable(what, status, wait)
+        if status in (401, 403):
+            hint = next((one for one in _HINTS if one in response.text), "")
+            return Unauthorized(status, hint, _HINTS.get(hint, f"Check {TOKEN}, and what its user may see"))
+        return NotFound(what) if status in (404, 410) else Refused(what, status, _detail(response))
 
 
-def _error(response: httpx2.Response) -> tuple[str, str]:
-    """Detail and code of an error body, whatever it is."""
+def open_source(share: float) -> Result[Source, NotConfigured]:
+    """The source that the environment names."""
+    return settings().map(lambda known: Source(known, share))
+
+
+def _answer(what: str, response: httpx2.Response, at: datetime, seen: Quota | None) -> Result[Answer, SourceFailure]:
     try:
-        first = json.loads(response.content)["errors"][0]
-        return str(first.get("detail") or first.get("title") or "")[:500], str(first.get("code") or first.get("status") or "")[:100]
-    except (ValueError, LookupError, TypeError, AttributeError):
-        return response.text[:200], ""
+        document = json.loads(response.content, parse_constant=_no_number)
+    except (ValueError, RecursionError):
+        return Failure(Malformed(what))
+    if not isinstance(document, dict) or "data" not in document:
+        return Failure(Malformed(what))
+    return Success(Answer(document, at, seen))
 
 
-# The quota
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(text)
 
 
-async def _draw(client: ApiClient) -> None:
-    """Waits for a place in the budget that all processes share."""
-    while True:
-        async with this_attempt().connection() as connection:
-            wait = await sync_store.draw(connection, client.credential, SHARE)
-        if wait <= 0:
-            return
-        await asyncio.sleep(min(wait, 5.0))
+def _detail(response: httpx2.Response) -> str:
+    """What the error document says, or the beginning of whatever came instead."""
+    try:
+        errors = json.loads(response.content)["errors"]
+        found = [_line(error) for error in errors]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        found = [response.headers.get("Location", "") or response.text[:200]]
+    return "; ".join(line for line in found if line)
 
 
-async def _account(client: ApiClient, response: httpx2.Response) -> timedelta:
-    """Corrects the budget by what the source says of it. Gives the pause that a walk should make: none while there is room."""
-    limit = _number(response.headers.get("X-PCO-API-Request-Rate-Limit"))
-    count = _number(response.headers.get("X-PCO-API-Request-Rate-Count"))
-    if limit is None or count is None or limit <= 0:
-        return timedelta(seconds=_number(os.environ.get("PLANNING_CENTER_PAUSE")) or 1)
-    period = _period(response)
-    used = limit if response.status_code == 429 else count
-    async with this_attempt().connection() as connection:
-        await sync_store.correct(connection, client.credential, used, limit, period.total_seconds())
-    room = 1 - count / limit
-    return timedelta(0) if room > 0.3 else period * ((0.3 - room) * 0.25)
-
-
-def _period(response: httpx2.Response) -> timedelta:
-    """`20 seconds` or `20`."""
-    return timedelta(seconds=_number(response.headers.get("X-PCO-API-Request-Rate-Period")) or 20)
-
-
-def _seconds(text: str | None) -> timedelta | None:
-    number = _number(text)
-    return None if number is None else timedelta(seconds=min(number, 3600))
-
-
-def _number(text: str | None) -> int | None:
-    found = re.match(r"\s*(\d{1,9})", text or "")
-    return int(found[1]) if found else None
+def _line(error: Mapping[str, Any]) -> str:
+    source = error.get("source") or {}
+    return " ".join(str(part) for part in (error.get("detail") or error.get("title"), source.get("parameter") or source.get("pointer")) if part)

@@ -1,48 +1,49 @@
-"""What Planning Center's People product offers. Everything that the orchestrator knows of it, it knows from here."""
+"""What Planning Center's People API has to offer (version 2025-03-20), as data."""
 
 from __future__ import annotations
 
-from domains.sync.values import EntityDefinition, Manifest, Relationship
+from domains.sync.manifest import Entity, Manifest, Merge, Relationship
 
 _PERSON = (Relationship("person", "Person", required=True),)
 
-MANIFEST = Manifest(
-    "pco",
-    (
-        EntityDefinition("Campus", "/campuses"),
-        # A person's households are read through Household, which needs its people: a cycle, closed by linking.
-        EntityDefinition(
-            "Person", "/people", relationships=(Relationship("primary_campus", "Campus"), Relationship("households", "Household", many=True))
-        ),
-        EntityDefinition(
-            "Household",
-            "/households",
-            relationships=(Relationship("primary_contact", "Person", required=True), Relationship("people", "Person", many=True)),
-        ),
-        # No timestamps and no list of its own: read again below each changed household.
-        EntityDefinition(
-            "HouseholdMembership",
-            "/household_memberships",
-            change=None,
-            parent="Household",
-            relationships=(Relationship("person", "Person", required=True), Relationship("household", "Household", required=True)),
-        ),
-        # Making one address primary changes the other silently.
-        EntityDefinition("Email", "/emails", siblings="person", relationships=_PERSON),
-        EntityDefinition("PhoneNumber", "/phone_numbers", relationships=_PERSON),
-        EntityDefinition("Address", "/addresses", filterable=False, relationships=_PERSON),
-        EntityDefinition(
-            "PersonMerger",
-            "/person_mergers",
-            change="created_at",
-            merges="Person",
+PEOPLE = Manifest(
+    adapter_name="pco",
+    entities=(
+        Entity("Campus", "campuses", aliases=("PrimaryCampus",)),
+        Entity(
+            "Person",
+            "people",
             relationships=(
-                Relationship("person_to_keep", "Person", required=True),
-                *(Relationship(f"moved_{name}", name, many=True) for name in ("Email", "PhoneNumber", "Address")),
+                Relationship("primary_campus", "PrimaryCampus"),
+                Relationship("households", "Household"),
             ),
+        ),
+        Entity(
+            "Household",
+            "households",
+            # Household and Person refer to each other: the household is loaded first, and told its people when they are there.
+            relationships=(
+                Relationship("primary_contact", "Person", required=True, linked_later=True),
+                Relationship("people", "Person", required=True, linked_later=True),
+            ),
+        ),
+        Entity(
+            "HouseholdMembership",
+            "households/{owner}/household_memberships",
+            relationships=(Relationship("household", "Household", required=True), *_PERSON),
+            owner="household",
+            changed=None,
+        ),
+        # Another address that is made primary takes the flag from its siblings, whose updated_at stays.
+        Entity("Email", "emails", relationships=_PERSON, owner="person", siblings="people/{owner}/emails"),
+        Entity("PhoneNumber", "phone_numbers", relationships=_PERSON, owner="person", siblings="people/{owner}/phone_numbers"),
+        Entity("Address", "addresses", relationships=_PERSON, owner="person", siblings="people/{owner}/addresses", filterable=False),
+        Entity(
+            "PersonMerger",
+            "person_mergers",
+            relationships=(Relationship("person_to_keep", "Person"), Relationship("person_to_remove", "Person")),
+            changed="created_at",
+            merge=Merge("Person", keep="person_to_keep_id", remove="person_to_remove_id"),
         ),
     ),
 )
-
-TYPE_ALIASES = {"PrimaryCampus": "Campus"}
-"""The linkage type of a person's campus is not that of a campus."""

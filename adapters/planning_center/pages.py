@@ -1,377 +1,306 @@
-"""The implementations of the sync's activities for Planning Center: fetch first, then save in the transaction of the journal's entry."""
+"""One page of a sync: requests first, then everything they brought in one transaction, together with the page's journal entry."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Never
+from typing import TypeVar
 
-from attrs import frozen
+from attrs import evolve, frozen
 
-from adapters import sync_store
-from adapters.planning_center import client
-from adapters.planning_center.manifest import MANIFEST, TYPE_ALIASES
-from adapters.sync_store import Record, Reference
-from domains.sync.graph import plan
-from domains.sync.values import (
-    ApiClient,
-    BuildGraph,
-    ClientOf,
-    Cursor,
-    Cyclic,
-    Endpoint,
-    EntityDefinition,
-    EntityOf,
-    Graph,
-    Linked,
-    LinkOrder,
-    LoadedManifest,
-    LoadManifest,
-    Manifest,
-    Page,
-    PageOrder,
-    ParametersOf,
-    SelectFor,
-    SourceFailure,
-    SweepOrder,
-    Swept,
-    SyncParameters,
-    SyncStatus,
-    Unconfigured,
-    UnknownAdapter,
-    UnknownEntity,
-)
+from adapters.planning_center.budget import Grant
+from adapters.planning_center.client import Answer, Source, open_source
+from adapters.planning_center.document import more, records, spelled, total
+from adapters.planning_center.quota import Quota, pause
+from adapters.sync_store import Mark, Record, Records
+from domains.sync.failures import NotFound, RateLimited, SourceFailure, Unauthorized
+from domains.sync.manifest import Entity
+from domains.sync.paging import Cursor, Key, advance, seen
+from domains.sync.values import Extent, Measure, Page, PageOrder
 from flowdsl import Failure, Result, Success, this_attempt
 
-OVERLAP = timedelta(seconds=30)
-"""What a delta reads again before its watermark: clocks and replicas of the source may lag."""
-STEP_BACK = 5
-"""Rows that a page by offset reads again: rows before it may have been deleted meanwhile."""
-PARENTS, LOOKUPS, AT_ONCE = 25, 25, 6
+A = TypeVar("A")
 
-MANIFESTS: dict[str, Manifest] = {MANIFEST.adapter_name: MANIFEST}
-
-
-# Plans
-
-
-async def load_manifest(request: LoadManifest) -> Result[LoadedManifest, UnknownAdapter]:
-    manifest = MANIFESTS.get(request.adapter_name)
-    return Failure(UnknownAdapter(request.adapter_name)) if manifest is None else Success(LoadedManifest(manifest, len(manifest.entities)))
+BATCH = 50
+"""Owners or single rows per page."""
+AT_ONCE = 8
+FIRST = 25
+"""Rows of the first page of a list that is read newest first."""
+CAP = 10_000
+"""A total of exactly this was once the most that the source would say."""
 
 
-async def build_graph(request: BuildGraph) -> Result[Graph, Cyclic]:
-    found = plan(request.manifest, request.sync_type)
-    return Failure(found) if isinstance(found, Cyclic) else Success(found)
+async def process_entity_page(order: PageOrder) -> Result[Page, SourceFailure]:
+    """The next page of a list, one row, or the next few owners or doubtful rows from the lists in the store."""
+    opened = open_source(1.0 if order.order.subject is not None else 1 - order.definition.spare)
+    if isinstance(opened, Failure):
+        return opened
+    job = _Job(order, opened.unwrap())
+    match order.endpoint.kind:
+        case "list":
+            return await job.next_page()
+        case "one":
+            return await job.one_row()
+        case "of_owner":
+            return await job.of_owner()
+        case "doubtful":
+            return await job.doubtful()
 
 
-async def get_definition(request: EntityOf) -> Result[EntityDefinition, UnknownAdapter | UnknownEntity]:
-    manifest = MANIFESTS.get(request.adapter_name)
-    if manifest is None:
-        return Failure(UnknownAdapter(request.adapter_name))
-    found = manifest.entity(request.entity_name)
-    return Failure(UnknownEntity(request.entity_name)) if found is None else Success(found)
-
-
-async def select_endpoint(request: SelectFor) -> Result[Endpoint, Never]:
-    definition = request.definition
-    if request.subject is not None:
-        return Success(Endpoint(f"get{definition.name}ById", "one", definition))
-    if definition.parent is not None:
-        return Success(Endpoint(f"list{definition.name}Of{definition.parent}", "below_parents", definition))
-    if definition.filterable and definition.change is not None:
-        return Success(Endpoint(f"list{definition.name}ByChange", "changes", definition))
-    newest = request.sync_type == "delta" and definition.change is not None
-    return Success(Endpoint(f"list{definition.name}{'NewestFirst' if newest else ''}", "newest_first" if newest else "plain", definition))
-
-
-async def get_client(_: ClientOf) -> Result[ApiClient, Unconfigured]:
-    return client.configured()
-
-
-async def get_parameters(request: ParametersOf) -> Result[SyncParameters, Never]:
-    if request.sync_type != "delta":
-        return Success(SyncParameters(None))
+async def measure_entity(request: Measure) -> Result[Extent, SourceFailure]:
+    """How many rows the source counts and which is the newest, from a list of one row."""
+    opened = open_source(1 - request.definition.spare)
+    if isinstance(opened, Failure):
+        return opened
+    entity = request.definition.entity
+    parameters = [("per_page", "1"), *([("order", f"-{entity.changed}")] if entity.changed else [])]
+    asked = await opened.unwrap().get(entity.path, parameters)
+    if isinstance(asked, Failure):
+        return asked
+    document = asked.unwrap().document
+    read = records(f"GET /{entity.path}", document, entity)
+    if isinstance(read, Failure):
+        return read
+    counted = total(document)
     async with this_attempt().connection() as connection:
-        mark = await sync_store.watermark(connection, request.org_id, request.entity_name)
-    return Success(SyncParameters(None if mark is None else mark - OVERLAP))
-
-
-# Pages
+        live = await Records(connection, request.order.org_id, request.order.adapter_name, entity.name).live()
+    newest = next((row.changed for row in read.unwrap()), None)
+    return Success(Extent(None if counted == CAP else counted, newest, live))
 
 
 @frozen
-class Fetched:
-    """What a page brought, before it is saved."""
+class _Batch:
+    """Many requests, of which some may have failed: what came, by what was asked for."""
 
-    records: tuple[Record, ...]
-    next: Cursor | None
-    pause: timedelta = timedelta(0)
-    gone: tuple[str, ...] = ()
-    owners: tuple[str, ...] = ()
-    newest: datetime | None = None
+    grant: Grant
+    answers: list[tuple[str, list[Record]]]
+    gone: list[str]
+    failures: list[SourceFailure]
+    quota: Quota | None
 
-
-async def process_page(request: PageOrder) -> Result[Page, SourceFailure | Unconfigured]:
-    match request.endpoint.way:
-        case "below_parents":
-            fetched = await _below_parents(request)
-        case "one":
-            fetched = await _one(request)
-        case "changes":
-            fetched = await _changes(request)
-        case "newest_first" | "plain":
-            fetched = await _by_offset(request)
-    if isinstance(fetched, Failure):
-        return fetched
-    found: Fetched = fetched.unwrap()
-    siblings = await _siblings(request, found)
-    if isinstance(siblings, Failure):
-        return siblings
-    merged = await _merges(request, found)
-    if isinstance(merged, Failure):
-        return merged
-    org, entity = request.order.org_id, request.order.entity_name
-    async with this_attempt().transaction() as connection:
-        count = await sync_store.save(connection, org, entity, request.walk, found.records)
-        await sync_store.save(connection, org, entity, request.walk, siblings.unwrap())
-        await sync_store.forget(connection, org, entity, found.gone)
-        if found.owners:
-            await sync_store.forget_other_children(connection, org, entity, found.owners, [one.id for one in found.records])
-        merges = request.endpoint.definition.merges
-        if merges is not None:
-            removed = [str(one.attributes["person_to_remove_id"]) for one in found.records]
-            await sync_store.forget(connection, org, merges, removed)
-        for name, records in merged.unwrap().items():
-            await sync_store.save(connection, org, name, request.walk, records)
-    newest = max((one.changed for one in found.records if one.changed is not None), default=found.newest)
-    return Success(Page(count, found.next, newest, found.pause))
+    def rest(self, default: timedelta) -> timedelta:
+        """A refusal among them says how long to wait."""
+        asked = [one.retry_after for one in self.failures if isinstance(one, RateLimited) and one.retry_after]
+        return max([pause(self.quota, default), *asked])
 
 
-async def _changes(request: PageOrder) -> Result[Fetched, SourceFailure]:
-    """Oldest change first, from the last change seen on: rows that change meanwhile move to the end, and no offset shifts."""
-    definition, cursor = request.endpoint.definition, request.cursor
-    since = cursor.since or request.parameters.since
-    query: dict[str, str | int] = {"per_page": definition.page_size, "order": str(definition.change), "offset": cursor.offset}
-    if since is not None and not cursor.plain:
-        query[f"where[{definition.change}][gte]"] = _spelled(since)
-    answer = await client.get(request.client, definition.path, query)
-    if isinstance(answer, Failure):
-        return answer
-    document, pause = answer.unwrap().document, answer.unwrap().pause
-    records = _records(definition, document)
-    return Success(Fetched(records, _after(cursor, since, records, _has_next(document)), pause))
+@frozen
+class _Job:
+    order: PageOrder
+    source: Source
 
+    @property
+    def entity(self) -> Entity:
+        return self.order.definition.entity
 
-def _after(cursor: Cursor, since: datetime | None, records: Sequence[Record], more: bool) -> Cursor | None:
-    """Where to go on. Within one second of many changes by offset, a few rows back; past it from the last change seen."""
-    if not more or not records:
-        return None
-    step = max(len(records) - STEP_BACK, 1)
-    first, last = records[0].changed, records[-1].changed
-    ignored = since is not None and (first is None or first < since)  # some endpoints ignore the filter silently
-    if cursor.plain or ignored or last is None:
-        return Cursor(None, cursor.offset + step, plain=True)
-    if since is None or last > since:
-        return Cursor(last, 0)
-    return Cursor(since, cursor.offset + step)
+    def store(self, connection: object, entity: str | None = None) -> Records:
+        return Records(connection, self.order.order.org_id, self.order.order.adapter_name, entity or self.entity.name)
 
+    @property
+    def marks(self) -> tuple[Mark, ...]:
+        siblings = (Mark(self.entity.name, under_owner=True),) if self.entity.siblings else ()
+        return (*siblings, *(Mark(name, under_owner=False) for name in self.order.definition.listed_under))
 
-async def _by_offset(request: PageOrder) -> Result[Fetched, SourceFailure]:
-    """Where dates cannot be asked for: in the order of creation; or newest change first, until the watermark."""
-    definition, cursor, newest_first = request.endpoint.definition, request.cursor, request.endpoint.way == "newest_first"
-    order = f"-{definition.change}" if newest_first else definition.stable
-    query: dict[str, str | int] = {"per_page": definition.page_size, "order": order, "offset": cursor.offset}
-    answer = await client.get(request.client, definition.path, query)
-    if isinstance(answer, Failure):
-        return answer
-    document, since = answer.unwrap().document, request.parameters.since
-    records = _records(definition, document)
-    more = _has_next(document) and bool(records)
-    if newest_first and since is not None:
-        kept = tuple(one for one in records if one.changed is None or one.changed >= since)
-        more, records = more and len(kept) == len(records), kept
-    offset = cursor.offset + max(len(records) - STEP_BACK, 1)
-    return Success(Fetched(records, Cursor(offset=offset) if more else None, answer.unwrap().pause))
+    # A list
 
-
-async def _below_parents(request: PageOrder) -> Result[Fetched, SourceFailure]:
-    """All rows below the next few parents; a parent's list replaces what was held for it."""
-    definition = request.endpoint.definition
-    manifest = MANIFESTS[request.order.adapter_name]
-    parent = manifest.entity(str(definition.parent))
-    async with this_attempt().connection() as connection:
-        owners = await sync_store.parents(
-            connection, request.order.org_id, str(definition.parent), request.cursor.after, request.parameters.since, PARENTS
-        )
-    path, ids = parent.path if parent is not None else "", [id for id, _ in owners]
-    lists = await _at_once([_all_of(request.client, definition, f"{path}/{id}{definition.path}", id) for id in ids])
-    for one in lists:
-        if isinstance(one, Failure):
-            return one
-    records = tuple(record for one in lists for record in one.unwrap())
-    following = Cursor(after=ids[-1]) if len(ids) == PARENTS else None
-    newest = max((changed for _, changed in owners if changed is not None), default=None)  # its rows have no changes of their own
-    return Success(Fetched(records, following, owners=tuple(ids), newest=newest))
-
-
-async def _one(request: PageOrder) -> Result[Fetched, SourceFailure]:
-    id = str(request.order.subject)
-    answer = await client.get(request.client, f"{request.endpoint.definition.path}/{id}", {})
-    if isinstance(answer, Failure):
-        return answer
-    document = answer.unwrap().document
-    if document is None:
-        return Success(Fetched((), None, gone=(id,)))
-    return Success(Fetched((_record(request.endpoint.definition, document["data"]),), None))
-
-
-async def _siblings(request: PageOrder, found: Fetched) -> Result[tuple[Record, ...], SourceFailure]:
-    """In a delta: all rows of the owners of changed ones, since a change may touch the others silently."""
-    definition = request.endpoint.definition
-    if definition.siblings is None or request.parameters.since is None:
-        return Success(())
-    owners = sorted({ref.target_id for one in found.records for ref in one.references if ref.relation == definition.siblings})
-    return await _of_owners(request, definition, owners)
-
-
-async def _of_owners(request: PageOrder, definition: EntityDefinition, owners: Sequence[str]) -> Result[tuple[Record, ...], SourceFailure]:
-    lists = await _at_once([_all_of(request.client, definition, f"/people/{owner}{definition.path}", None) for owner in owners])
-    for one in lists:
-        if isinstance(one, Failure):
-            return one
-    return Success(tuple(record for one in lists for record in one.unwrap()))
-
-
-async def _merges(request: PageOrder, found: Fetched) -> Result[dict[str, tuple[Record, ...]], SourceFailure]:
-    """Of rows that were merged: the kept one and what moved to it, read again. Merges that are no news need nothing."""
-    merges = request.endpoint.definition.merges
-    if merges is None or not found.records:
-        return Success({})
-    removed = {str(one.attributes["person_to_remove_id"]): str(one.attributes["person_to_keep_id"]) for one in found.records}
-    async with this_attempt().connection() as connection:
-        known = await connection.fetch(
-            "select id from sync.records where org = $1 and entity = $2 and id = any($3::text[]) and deleted_at is null",
-            request.order.org_id, merges, list(removed),
-        )  # fmt: skip
-    kept = sorted({removed[row[0]] for row in known})
-    manifest = MANIFESTS[request.order.adapter_name]
-    moved: dict[str, tuple[Record, ...]] = {}
-    person = manifest.entity(merges)
-    if person is not None and kept:
-        answers = await _at_once([client.get(request.client, f"{person.path}/{id}", {}) for id in kept])
-        for answer in answers:
-            if isinstance(answer, Failure):
-                return answer
-        documents = [answer.unwrap().document for answer in answers]
-        moved[merges] = tuple(_record(person, document["data"]) for document in documents if document is not None)
-    for reference in request.endpoint.definition.relationships:
-        definition = manifest.entity(reference.target)
-        if reference.many and definition is not None and kept:
-            lists = await _of_owners(request, definition, kept)
-            if isinstance(lists, Failure):
-                return lists
-            moved[definition.name] = lists.unwrap()
-    return Success(moved)
-
-
-async def _all_of(api: ApiClient, definition: EntityDefinition, path: str, owner: str | None) -> Result[tuple[Record, ...], SourceFailure]:
-    """A short list, whole."""
-    found: list[Record] = []
-    while True:
-        answer = await client.get(api, path, {"per_page": definition.page_size, "offset": len(found)})
-        if isinstance(answer, Failure):
-            return answer
-        document = answer.unwrap().document
-        if document is None:
-            return Success(())
-        found += [_record(definition, row, owner) for row in document["data"]]
-        if not _has_next(document):
-            return Success(tuple(found))
-
-
-async def _at_once(works: Sequence[Any]) -> list[Any]:
-    """A few at a time, answers in order."""
-    room = asyncio.Semaphore(AT_ONCE)
-
-    async def one(work: Any) -> Any:
-        async with room:
-            return await work
-
-    return list(await asyncio.gather(*(one(work) for work in works)))
-
-
-# Rows
-
-
-def _records(definition: EntityDefinition, document: Any) -> tuple[Record, ...]:
-    return tuple(_record(definition, row) for row in (document or {"data": []})["data"])
-
-
-def _record(definition: EntityDefinition, row: Any, owner: str | None = None) -> Record:
-    """A JSON:API row in canonical form. An absent relationship is null, of many an empty list."""
-    attributes = dict(row.get("attributes") or {})
-    relationships = {name: (value or {}).get("data") for name, value in (row.get("relationships") or {}).items()}
-    if owner is not None and definition.parent is not None:
-        relationships[definition.parent.lower()] = {"type": definition.parent, "id": owner}
-    references = tuple(
-        Reference(name, TYPE_ALIASES.get(str(one["type"]), str(one["type"])), str(one["id"]))
-        for name, value in relationships.items()
-        for one in (value if isinstance(value, list) else [value] if value else [])
-    )
-    changed = attributes.get(definition.change) if definition.change else None
-    return Record(str(row["id"]), _instant(changed), attributes, relationships, owner, references)
-
-
-def _instant(text: Any) -> datetime | None:
-    return datetime.fromisoformat(text) if isinstance(text, str) else None
-
-
-def _spelled(at: datetime) -> str:
-    return at.strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _has_next(document: Any) -> bool:
-    return bool(document and (document.get("links") or {}).get("next"))
-
-
-# After the walk
-
-
-async def sweep(request: SweepOrder) -> Result[Swept, SourceFailure | Unconfigured]:
-    """Rows not seen are asked for by id. What is listed below a parent is gone with it."""
-    org, definition = request.order.org_id, request.endpoint.definition
-    if definition.parent is not None:
+    async def next_page(self) -> Result[Page, SourceFailure]:
+        cursor, definition = self.order.cursor, self.order.definition
+        asked = await self.source.get(self.order.endpoint.path, self._parameters(cursor))
+        if isinstance(asked, Failure):
+            return asked
+        answer = asked.unwrap()
+        read = records(f"GET /{self.order.endpoint.path}", answer.document, self.entity)
+        if isinstance(read, Failure):
+            return read
+        rows = read.unwrap()
+        keys = [None if row.changed is None else Key(row.changed, row.id) for row in rows]
+        page = seen(keys, more=more(answer.document), newest_first=cursor.newest_first)
+        following = advance(cursor, page, definition.page_size)
         async with this_attempt().transaction() as connection:
-            return Success(Swept(await sync_store.forget_orphans(connection, org, definition.name, definition.parent), 0, False))
-    async with this_attempt().connection() as connection:
-        ids = await sync_store.unseen(connection, org, definition.name, request.walk, LOOKUPS)
-    answers = await _at_once([client.get(request.client, f"{definition.path}/{id}", {}) for id in ids])
-    for answer in answers:
-        if isinstance(answer, Failure):
-            return answer
-    documents = [answer.unwrap().document for answer in answers]
-    found = [_record(definition, document["data"]) for document in documents if document is not None]
-    gone = [id for id, document in zip(ids, documents, strict=True) if document is None]
-    async with this_attempt().transaction() as connection:
-        await sync_store.save(connection, org, definition.name, request.walk, found)
-        await sync_store.forget(connection, org, definition.name, gone)
-        await connection.execute(  # found, though older than what is held: seen all the same
-            "update sync.records set seen = $3 where org = $1 and entity = $2 and id = any($4::text[])", org, definition.name, request.walk, ids
+            counted = await self.store(connection).put(
+                rows, answer.at, since=self.order.parameters.started_at, marks=self.marks, moving_since=self.order.moving_since
+            )
+            buried = await self._merge(connection, rows, answer.at)
+        return Success(
+            Page(
+                records=counted.changed if self.order.counts_changes else counted.fresh,
+                deleted=buried,
+                next=following,
+                newest=max((row.changed for row in rows if row.changed is not None), default=None),
+                pause=pause(answer.quota, definition.pause) if following else timedelta(),
+                total=None if cursor.since else total(answer.document),
+            )
         )
-    return Success(Swept(len(gone), len(found), len(ids) == LOOKUPS))
 
+    def _parameters(self, cursor: Cursor) -> list[tuple[str, str]]:
+        changed = self.entity.changed
+        size = self.order.definition.page_size
+        if cursor.newest_first and not cursor.offset:  # most often it ends here
+            size = min(size, FIRST)
+        parameters = [("per_page", str(size))]
+        if changed is not None:
+            parameters.append(("order", f"-{changed}" if cursor.newest_first else changed))
+            if cursor.since is not None and not cursor.newest_first:
+                parameters.append((f"where[{changed}][gte]", spelled(cursor.since)))
+        return [*parameters, ("offset", str(cursor.offset))] if cursor.offset else parameters
 
-async def link(request: LinkOrder) -> Result[Linked, Never]:
-    async with this_attempt().transaction() as connection:
-        return Success(Linked(await sync_store.link(connection, request.org_id, request.link.entity, request.link.target)))
+    async def _merge(self, connection: object, rows: Sequence[Record], at: datetime) -> int:
+        """Rows that tell of merges: what was merged away is gone. What hung on it is in doubt by that, and asked for one by one."""
+        merge = self.entity.merge
+        if merge is None or not rows:
+            return 0
+        pairs = [(row.attributes.get(merge.remove), row.attributes.get(merge.keep)) for row in rows]
+        known = [(str(removed), str(kept)) for removed, kept in pairs if removed and kept and removed != kept]
+        if not known:
+            return 0
+        return await self.store(connection, merge.target).merge([removed for removed, _ in known], [kept for _, kept in known], at)
 
+    # One row
 
-async def update_status(request: SyncStatus) -> Result[None, Never]:
-    async with this_attempt().transaction() as connection:
-        await sync_store.complete(
-            connection, request.org_id, request.entity_name, request.sync_type, request.total_records_processed, request.newest_change,
-            request.completed_at,
-        )  # fmt: skip
-    return Success(None)
+    async def one_row(self) -> Result[Page, SourceFailure]:
+        """The row that was asked for, as it is now: it may be gone."""
+        id = self.order.order.subject or ""
+        batch = await self._batch([id], self._row)
+        if isinstance(batch, Failure):
+            return batch
+        return await self._settle(batch.unwrap())
+
+    # Rows that may be gone
+
+    async def doubtful(self) -> Result[Page, SourceFailure]:
+        async with this_attempt().connection() as connection:
+            store = self.store(connection)
+            ids = await store.in_doubt(self.entity.owner_entity, self.order.parameters.started_at, BATCH + 1, unseen=self.order.comparing)
+        if not ids:
+            return Success(Page(0, 0, None, None, timedelta()))
+        batch = await self._batch(ids[:BATCH], self._row)
+        if isinstance(batch, Failure):
+            return batch
+        unsettled = len(ids) > len(batch.unwrap().answers) + len(batch.unwrap().gone)
+        return await self._settle(batch.unwrap(), again=unsettled)
+
+    async def _settle(self, batch: _Batch, *, again: bool = False) -> Result[Page, SourceFailure]:
+        rows = [row for _, found in batch.answers for row in found]
+        async with this_attempt().transaction() as connection:
+            store = self.store(connection)
+            counted = await store.put(rows, batch.grant.at, since=self.order.parameters.started_at, marks=self.marks)
+            buried = await store.bury(batch.gone, batch.grant.at)
+        return Success(Page(counted.changed, buried, self._round() if again else None, None, batch.rest(self.order.definition.pause)))
+
+    async def _row(self, id: str, grant: Grant) -> Result[tuple[list[Record], Quota | None], SourceFailure]:
+        path = self.order.endpoint.path.format(id=id)
+        asked = await self.source.get(path, grant=grant)
+        if isinstance(asked, Failure):
+            return asked
+        answer: Answer = asked.unwrap()
+        return records(f"GET /{path}", answer.document, self.entity).map(lambda rows: (rows, answer.quota))
+
+    # Rows by owner
+
+    async def of_owner(self) -> Result[Page, SourceFailure]:
+        """The rows of the next few owners on the list. Those that cannot be read now stay on it."""
+        async with this_attempt().connection() as connection:
+            store = self.store(connection)
+            await self._fill(store)
+            owners = await store.asked(BATCH + 1)
+        if not owners:
+            return Success(Page(0, 0, None, None, timedelta()))
+        batch = await self._batch(owners[:BATCH], self._rows_of)
+        if isinstance(batch, Failure):
+            return batch
+        done = batch.unwrap()
+        read = [owner for owner, _ in done.answers]
+        rows = [row for _, found in done.answers for row in found]
+        ids, at = [row.id for row in rows], done.grant.at
+        async with this_attempt().transaction() as connection:
+            store = self.store(connection)
+            marks = tuple(mark for mark in self.marks if not mark.under_owner)
+            counted = await store.put(rows, at, since=self.order.parameters.started_at, marks=marks)
+            if self.entity.nested:
+                buried = await store.bury_others([*read, *done.gone], ids, at)
+            else:  # the others are asked for by id, in the round that follows
+                buried = 0
+                await store.doubt_others([*read, *done.gone], ids, at)
+            await store.answered([*read, *done.gone], at)
+        again = len(owners) > len(read) + len(done.gone)
+        fresh = self.entity.nested and not self.order.counts_changes
+        return Success(
+            Page(
+                records=counted.fresh if fresh else counted.changed,
+                deleted=buried,
+                next=self._round() if again else None,
+                newest=None,
+                pause=done.rest(self.order.definition.pause) if again else timedelta(),
+            )
+        )
+
+    async def _fill(self, store: Records) -> None:
+        """Before the first round over an entity that has no list of its own."""
+        if not self.entity.nested or self.entity.owner_entity is None or self.order.cursor.offset:
+            return
+        at = self.order.parameters.started_at
+        if self.order.order.subject is not None:
+            await store.ask([self.order.order.subject], at)
+        else:
+            await store.ask_all(self.entity.owner_entity, at, live=self.order.comparing)
+
+    async def _rows_of(self, owner: str, grant: Grant) -> Result[tuple[list[Record], Quota | None], SourceFailure]:
+        """All rows of one owner, over all their pages."""
+        path, found = self.order.endpoint.path.format(owner=owner), list[Record]()
+        size, offset, drawn = self.order.definition.page_size, 0, grant
+        while True:
+            parameters = [("per_page", str(size)), *([("offset", str(offset))] if offset else [])]
+            asked = await self.source.get(path, parameters, drawn if offset == 0 else None)
+            if isinstance(asked, Failure):
+                return asked
+            answer = asked.unwrap()
+            read = records(f"GET /{path}", answer.document, self.entity, owner)
+            if isinstance(read, Failure):
+                return read
+            rows = read.unwrap()
+            found += rows
+            if not rows or not more(answer.document):
+                return Success((found, answer.quota))
+            offset += len(rows)
+
+    # Many requests
+
+    async def _batch(
+        self, ids: Sequence[str], ask: Callable[[str, Grant], Awaitable[Result[tuple[list[Record], Quota | None], SourceFailure]]]
+    ) -> Result[_Batch, SourceFailure]:
+        """As many as the budget lets through, some at a time. Fails only if all of them do."""
+        drawn = await self.source.grant(len(ids))
+        if isinstance(drawn, Failure):
+            return drawn
+        grant = drawn.unwrap()
+        room = asyncio.Semaphore(AT_ONCE)
+
+        stop: list[SourceFailure] = []
+
+        async def one(id: str) -> Result[tuple[list[Record], Quota | None], SourceFailure]:
+            async with room:
+                if stop:
+                    return Failure(stop[0])
+                told = await ask(id, grant)
+                if isinstance(told, Failure) and isinstance(told.failure(), (RateLimited, Unauthorized)):
+                    stop.append(told.failure())  # to go on asking would only keep the door shut
+                return told
+
+        asked = ids[: grant.count]
+        batch = _Batch(grant, [], [], [], None)
+        for id, told in zip(asked, await asyncio.gather(*map(one, asked)), strict=True):
+            if isinstance(told, Success):
+                rows, quota = told.unwrap()
+                batch.answers.append((id, rows))
+                batch = evolve(batch, quota=quota or batch.quota)
+            elif isinstance(told.failure(), NotFound):
+                batch.gone.append(id)
+            else:
+                batch.failures.append(told.failure())
+        if batch.failures and not batch.answers and not batch.gone:
+            return Failure(batch.failures[0])
+        return Success(batch)
+
+    def _round(self) -> Cursor:
+        return evolve(self.order.cursor, offset=self.order.cursor.offset + 1)

@@ -1,96 +1,93 @@
-"""The contracts of the sync, by the names of its design."""
+"""What a sync asks of its adapter and its store. The names are durable."""
 
 from __future__ import annotations
 
 from typing import Never
 
+from domains.sync.failures import (
+    Malformed,
+    NotConfigured,
+    NotFound,
+    PlanFault,
+    RateLimited,
+    Refused,
+    SourceFailure,
+    Unauthorized,
+    Unavailable,
+    UnknownAdapter,
+    UnknownEntity,
+    Unreachable,
+)
+from domains.sync.graph import Graph
+from domains.sync.route import Route
 from domains.sync.values import (
     ApiClient,
     BuildGraph,
-    ClientOf,
-    Cyclic,
-    Endpoint,
-    EntityDefinition,
-    EntityOf,
-    Graph,
+    CheckSource,
+    ChooseEndpoint,
+    Definition,
+    Extent,
+    GetClient,
+    GetDefinition,
+    GetParameters,
     Linked,
-    LinkOrder,
+    LinkRows,
     LoadedManifest,
     LoadManifest,
+    Measure,
     Page,
     PageOrder,
-    ParametersOf,
-    RateLimited,
-    SelectFor,
-    SourceFailure,
-    SweepOrder,
-    Swept,
     SyncParameters,
     SyncStatus,
-    Unavailable,
-    Unconfigured,
-    UnknownAdapter,
-    UnknownEntity,
 )
 from flowdsl import Result, Retry, activity
 
-PATIENT = Retry.exponential("250ms", maximum="60s", attempts=20, on=(Unavailable, RateLimited), jitter=0.2)
-"""About a quarter of an hour: quotas and short outages are waited out."""
+PATIENT = Retry.exponential("500ms", maximum="60s", attempts=40, on=(Unavailable, RateLimited, Malformed), jitter=0.3)
+"""Half an hour of a source that is down, or of a quota that others use up."""
+BRIEF = Retry.exponential("500ms", maximum="5s", attempts=6, on=(Unreachable,), jitter=0.3)
+"""Before anything is begun, a person may still be waiting for the answer."""
+STORE = Retry.exponential("200ms", maximum="30s", attempts=20)
 
 
 @activity("LoadEntityManifest")
-def load_entity_manifest(request: LoadManifest) -> Result[LoadedManifest, UnknownAdapter]:
-    """What an adapter can sync."""
-    ...
+def load_entity_manifest(request: LoadManifest) -> Result[LoadedManifest, UnknownAdapter]: ...
 
 
 @activity("BuildDependencyGraph")
-def build_dependency_graph(request: BuildGraph) -> Result[Graph, Cyclic]:
-    """Who comes after whom, from the manifest's relationships."""
-    ...
+def build_dependency_graph(request: BuildGraph) -> Result[Graph, PlanFault]: ...
 
 
 @activity("GetEntityDefinition")
-def get_entity_definition(request: EntityOf) -> Result[EntityDefinition, UnknownAdapter | UnknownEntity]: ...
+def get_entity_definition(request: GetDefinition) -> Result[Definition, UnknownAdapter | UnknownEntity]: ...
 
 
 @activity("SelectEndpoint")
-def select_endpoint(request: SelectFor) -> Result[Endpoint, Never]:
-    """How to ask for the rows that this kind of sync wants."""
-    ...
+def select_endpoint(request: ChooseEndpoint) -> Result[Route, Never]: ...
 
 
 @activity("GetApiClient")
-def get_api_client(request: ClientOf) -> Result[ApiClient, Unconfigured]:
-    """Which credential an organization uses: a reference."""
-    ...
+def get_api_client(request: GetClient) -> Result[ApiClient, NotConfigured | UnknownAdapter]: ...
 
 
-@activity("GetSyncParameters")
-def get_sync_parameters(request: ParametersOf) -> Result[SyncParameters, Never]:
-    """Since when, for a delta: the highest change that was seen, less an overlap."""
-    ...
+@activity("CheckSource", retry=BRIEF, timeout="60s")
+def check_source(request: CheckSource) -> Result[None, Unreachable | Unauthorized | NotConfigured | NotFound | Refused]: ...
 
 
-@activity("ProcessEntityPage", retry=PATIENT, timeout="3m", transactional=True)
-def process_entity_page(request: PageOrder) -> Result[Page, SourceFailure | Unconfigured]:
-    """Fetches one page and saves its rows, in the transaction that records it."""
-    ...
+@activity("GetSyncParameters", retry=STORE)
+def get_sync_parameters(request: GetParameters) -> Result[SyncParameters, Never]: ...
 
 
-@activity("SweepUnseen", retry=PATIENT, timeout="3m", transactional=True)
-def sweep_unseen(request: SweepOrder) -> Result[Swept, SourceFailure | Unconfigured]:
-    """Looks up rows that a complete walk did not see, a few at a time: those that are gone are marked so."""
-    ...
+@activity("MeasureEntity", retry=PATIENT)
+def measure_entity(request: Measure) -> Result[Extent, SourceFailure]: ...
 
 
-@activity("LinkEntities", transactional=True)
-def link_entities(request: LinkOrder) -> Result[Linked, Never]:
-    """Resolves references whose target was not loaded when they were saved."""
-    ...
+@activity("ProcessEntityPage", retry=PATIENT, transactional=True)
+def process_entity_page(request: PageOrder) -> Result[Page, SourceFailure]: ...
 
 
-@activity("UpdateSyncStatus", transactional=True)
-def update_sync_status(request: SyncStatus) -> Result[None, Never]:
-    """Records that a sync is complete, and its watermark: the highest change seen, never the time of its end."""
-    ...
+@activity("UpdateSyncStatus", retry=STORE, transactional=True)
+def update_sync_status(request: SyncStatus) -> Result[None, Never]: ...
+
+
+@activity("LinkEntity", retry=STORE, transactional=True)
+def link_entity(request: LinkRows) -> Result[Linked, Never]: ...

@@ -1,110 +1,81 @@
-"""What the sync speaks of: manifests, graphs, orders, pages. All of it is frozen and journalable."""
+"""What goes into the sync's workflows and activities, and what comes out. Records themselves are in none of these."""
 
 from __future__ import annotations
 
 from datetime import datetime, timedelta
 from typing import Literal, TypeAlias
 
-from attrs import evolve, frozen
+from attrs import frozen
 
-SyncType: TypeAlias = Literal["full", "delta", "reconciliation"]
+from domains.sync.graph import Needs
+from domains.sync.manifest import Entity, Manifest, SyncType
+from domains.sync.paging import Cursor
+from domains.sync.route import Endpoint
 
+NOTHING = Needs()
 
-# The manifest: what there is to sync, and how its parts refer to each other
-
-
-@frozen
-class Relationship:
-    """A reference to another entity. A required one to a single row must be loaded after its target."""
-
-    name: str
-    target: str
-    required: bool = False
-    many: bool = False
-
-
-@frozen
-class EntityDefinition:
-    """One entity of a source.
-
-    `change`: the attribute that tells a row's last change, None where there is none; `filterable`: whether the source can be asked for changes since
-    then; `parent`: rows are listed below each row of that entity only; `siblings`: a changed row may change others of the same owner silently;
-    `merges`: its rows say that one row of another entity was merged into another.
-    """
-
-    name: str
-    path: str
-    change: str | None = "updated_at"
-    filterable: bool = True
-    stable: str = "created_at"
-    page_size: int = 100
-    parent: str | None = None
-    siblings: str | None = None
-    merges: str | None = None
-    relationships: tuple[Relationship, ...] = ()
-
-    @property
-    def supports_delta(self) -> bool:
-        """Whether what changed can be found without reading all."""
-        return self.change is not None or self.parent is not None
-
-
-@frozen
-class Manifest:
-    adapter_name: str
-    entities: tuple[EntityDefinition, ...]
-
-    def entity(self, name: str) -> EntityDefinition | None:
-        return next((one for one in self.entities if one.name == name), None)
-
-
-@frozen
-class Dependencies:
-    """What must have succeeded, and what is only waited for."""
-
-    hard: tuple[str, ...] = ()
-    soft: tuple[str, ...] = ()
-
-
-@frozen
-class Link:
-    """A relationship that closes a cycle: its rows are loaded first and linked when both sides are there."""
-
-    entity: str
-    relation: str
-    target: str
-
-
-@frozen
-class Graph:
-    sync_order: tuple[str, ...]
-    dependencies: dict[str, Dependencies]
-    links: tuple[Link, ...] = ()
-
-
-# Orders
+# Orders and what they give
 
 
 @frozen
 class MainSync:
-    """A sync of all that a manifest names."""
+    """Everything of an organization, from one adapter."""
 
     org_id: str
     adapter_name: str = "pco"
     sync_type: SyncType = "full"
     triggered_by: str | None = None
+    """webhook, schedule or manual; kept for those who read along."""
 
 
 @frozen
 class EntitySync:
-    """A sync of one entity; of one row of it when `subject` names its id."""
+    """One entity; with a `subject`, only the row of that id (of an entity that is read by owner: the rows of that owner)."""
 
     org_id: str
     adapter_name: str
     entity_name: str
     sync_type: SyncType
-    dependencies: Dependencies = Dependencies()
+    dependencies: Needs = NOTHING
     subject: str | None = None
+
+
+@frozen
+class EntitySynced:
+    """`total_records_processed` counts each record once, however often it was met."""
+
+    entity_name: str
+    sync_type: SyncType
+    total_records_processed: int
+    pages_processed: int
+    records_deleted: int
+
+
+EntityStatus: TypeAlias = Literal["completed", "failed", "skipped"]
+
+
+@frozen
+class EntityResult:
+    """`reason` says why there is no result."""
+
+    entity_name: str
+    status: EntityStatus
+    result: EntitySynced | None
+    reason: str | None
+
+
+@frozen
+class MainSynced:
+    """No field has a default: all of them are always written."""
+
+    org_id: str
+    adapter_name: str
+    sync_type: SyncType
+    entities_processed: int
+    results: tuple[EntityResult, ...]
+
+
+# Asked of the adapter
 
 
 @frozen
@@ -125,240 +96,170 @@ class BuildGraph:
 
 
 @frozen
-class EntityOf:
+class GetDefinition:
     adapter_name: str
     entity_name: str
 
 
 @frozen
-class SelectFor:
-    definition: EntityDefinition
+class Definition:
+    """An entity, with what the manifest as a whole says about it."""
+
+    entity: Entity
+    listed_under: tuple[str, ...]
+    """The entities whose rows are read by owner, with this one as owner."""
+    page_size: int
+    overlap: timedelta
+    pause: timedelta
+    spare: float
+
+
+@frozen
+class ChooseEndpoint:
+    entity: Entity
     sync_type: SyncType
     subject: str | None
 
 
-Way: TypeAlias = Literal["changes", "newest_first", "plain", "below_parents", "one"]
-
-
 @frozen
-class Endpoint:
-    """How rows are asked for. `changes`: oldest change first; `newest_first`: until the watermark; `plain`: in a stable order."""
-
-    name: str
-    way: Way
-    definition: EntityDefinition
-
-
-@frozen
-class ClientOf:
+class GetClient:
     org_id: str
     adapter_name: str
 
 
 @frozen
 class ApiClient:
-    """A reference to a credential: never the credential, never a client object."""
+    """Which credential to use: a reference, never the secret."""
 
+    org_id: str
+    adapter_name: str
     credential: str
-    base_url: str
 
 
 @frozen
-class ParametersOf:
-    org_id: str
-    entity_name: str
-    sync_type: SyncType
+class CheckSource:
+    client: ApiClient
+    path: str
+    """A list that is read for one row."""
+
+
+@frozen
+class GetParameters:
+    order: EntitySync
+    overlap: timedelta
 
 
 @frozen
 class SyncParameters:
-    """`since`: the watermark less its overlap; None reads all."""
-
+    started_at: datetime
+    """The store's time: what was met from then on belongs to this sync."""
     since: datetime | None
+    """The newest change seen so far, less the overlap."""
+    surplus: int
+    """How many rows more than we keep the source counted, when both were last known to agree."""
 
 
 @frozen
-class Cursor:
-    """Where a walk is. `offset` counts within what `since` leaves; `after` is the last parent done."""
+class Measure:
+    order: EntitySync
+    client: ApiClient
+    definition: Definition
 
-    since: datetime | None = None
-    offset: int = 0
-    after: str = ""
-    plain: bool = False
+
+@frozen
+class Extent:
+    """An entity's size at the source and here. `total` is None if the source does not count reliably."""
+
+    total: int | None
+    newest: datetime | None
+    live: int
+
+    @property
+    def surplus(self) -> int | None:
+        return None if self.total is None else self.total - self.live
 
 
 @frozen
 class PageOrder:
+    """One page of an endpoint: the next page of a list, or the next few of a list of work in the store."""
+
     order: EntitySync
-    endpoint: Endpoint
+    definition: Definition
     client: ApiClient
+    endpoint: Endpoint
     parameters: SyncParameters
     cursor: Cursor
-    walk: str
+    moving_since: datetime | None
+    """Rows changed since then may have changed during the walk, and their siblings after they were read; None: any may."""
+    comparing: bool
+    """Every row is looked at, and those that are not met are in doubt."""
+
+    @property
+    def counts_changes(self) -> bool:
+        """A delta reports what changed, whatever it had to look at; the others report what they met."""
+        return self.order.sync_type == "delta" and self.parameters.since is not None
 
 
 @frozen
 class Page:
-    """What a page came to. Rows are in the database, not here."""
+    """What a page did. The records are in the store already."""
 
-    records_processed: int
-    next: Cursor | None
-    newest_change: datetime | None
-    pause: timedelta
-
-    @property
-    def has_more(self) -> bool:
-        return self.next is not None
-
-
-@frozen
-class Walk:
-    """The state of a walk over pages: its checkpoint."""
-
-    cursor: Cursor = Cursor()
-    pages: int = 0
-    records: int = 0
-    newest_change: datetime | None = None
-
-    def after(self, page: Page) -> Walk:
-        newest = max((one for one in (self.newest_change, page.newest_change) if one is not None), default=None)
-        return evolve(
-            self,
-            cursor=page.next or self.cursor,
-            pages=self.pages + 1,
-            records=self.records + page.records_processed,
-            newest_change=newest,
-        )
-
-
-@frozen
-class SweepOrder:
-    """Rows that this walk did not see are looked up one by one: gone, or only missed."""
-
-    order: EntitySync
-    endpoint: Endpoint
-    client: ApiClient
-    walk: str
-
-
-@frozen
-class Swept:
+    records: int
     deleted: int
-    found: int
-    more: bool
+    next: Cursor | None
+    newest: datetime | None
+    pause: timedelta
+    total: int | None = None
 
 
 @frozen
-class LinkOrder:
+class SyncStatus:
+    order: EntitySync
+    records: int
+    newest: datetime | None
+    surplus: int | None
+    completed_at: datetime
+
+
+@frozen
+class LinkRows:
     org_id: str
-    link: Link
+    adapter_name: str
+    entity_name: str
+    relationship: str
+    target: str
 
 
 @frozen
 class Linked:
     links: int
+    dangling: int
+    """References to rows that are not here: not fetched yet, or gone."""
+
+
+# The state of a walk: the checkpoint
 
 
 @frozen
-class SyncStatus:
-    org_id: str
-    entity_name: str
-    sync_type: SyncType
-    total_records_processed: int
-    newest_change: datetime | None
-    completed_at: datetime
+class Tally:
+    """What was done so far. `newest` is the newest change that a list has shown."""
 
-
-# Answers
-
-
-@frozen
-class EntitySynced:
-    entity_name: str
-    sync_type: SyncType
-    total_records_processed: int
-    pages_processed: int
+    records: int = 0
+    pages: int = 0
     deleted: int = 0
+    newest: datetime | None = None
+
+    def and_then(self, other: Tally) -> Tally:
+        newest = max((one for one in (self.newest, other.newest) if one is not None), default=None)
+        return Tally(self.records + other.records, self.pages + other.pages, self.deleted + other.deleted, newest)
 
 
 @frozen
-class EntityResult:
-    entity_name: str
-    status: Literal["completed", "failed", "skipped"]
-    result: EntitySynced | None = None
-    reason: str | None = None
+class Walk:
+    """Where a walk over one endpoint stands."""
 
+    cursor: Cursor
+    tally: Tally = Tally()
 
-@frozen
-class MainSynced:
-    org_id: str
-    adapter_name: str
-    sync_type: SyncType
-    entities_processed: int
-    results: tuple[EntityResult, ...]
-
-
-# Failures
-
-
-@frozen
-class UnknownAdapter:
-    adapter_name: str
-
-
-@frozen
-class UnknownEntity:
-    entity_name: str
-
-
-@frozen
-class Cyclic:
-    """Required relationships in a circle, with none that could be linked afterwards."""
-
-    cycle: tuple[str, ...]
-
-
-@frozen
-class Unconfigured:
-    """A setting is missing; `remedy` says which."""
-
-    remedy: str
-
-
-@frozen
-class Unavailable:
-    """The source is down, slow or cut the connection: worth another try."""
-
-    status: int
-    detail: str
-    retry_after: timedelta | None = None
-
-
-@frozen
-class RateLimited:
-    """The quota is used up: worth another try, later."""
-
-    detail: str
-    retry_after: timedelta | None = None
-
-
-@frozen
-class Unauthorized:
-    """The credential was refused. `hint` is the source's own code."""
-
-    status: int
-    hint: str
-    remedy: str
-
-
-@frozen
-class Refused:
-    """The source does not take this request, or its answer is not what it promises."""
-
-    status: int
-    detail: str
-
-
-SourceFailure: TypeAlias = Unavailable | RateLimited | Unauthorized | Refused
-EntityFailure: TypeAlias = UnknownAdapter | UnknownEntity | Unconfigured | SourceFailure
-PlanFailure: TypeAlias = UnknownAdapter | Cyclic
+    def after(self, page: Page) -> Walk:
+        return Walk(page.next or self.cursor, self.tally.and_then(Tally(page.records, 1, page.deleted, page.newest)))

@@ -124,7 +124,7 @@ class _Builder:
             keys, items = self.shape(key, ".keys[]"), self.shape(item, "[]")
             return (by_name if keys.cls is str else by_key)(keys, items, name)
         if cls is tuple:
-            if form in (tuple, tuple) or arguments[1:] == (...,):
+            if form is tuple or arguments[1:] == (...,):
                 return many(tuple, self.shape(arguments[0] if arguments else object, "[]"), name)
             return fixed([self.shape(each, f"[{i}]") for i, each in enumerate(arguments)], name)
         if isinstance(cls, type) and issubclass(cls, Enum):

@@ -118,9 +118,7 @@ def written(plain: Any) -> str:
     except ValueError:
         raise Mismatch("an int of at most 4300 digits", "a longer one", "Python would not read it again: keep it as text") from None
     if "\\ud" in text and _PAIR.search(_unescaped(plain)):
-        raise Mismatch(
-            "text that JSON gives back", "a high surrogate followed by a low one", "JSON would join them to one character: keep such text as bytes"
-        )
+        raise Mismatch("text that JSON gives back", "a high surrogate followed by a low one", "JSON would join the two: keep it as bytes")
     return text
 
 

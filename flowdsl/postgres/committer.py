@@ -20,7 +20,7 @@ from attrs import define
 from flowdsl.activation import Turn
 from flowdsl.errors import FlowError
 from flowdsl.journal import Entry
-from flowdsl.postgres.store import lost
+from flowdsl.postgres.store import lost, refuses
 
 Fate: TypeAlias = Literal["done", "awake", "again", "left", "fenced"]
 """done: recorded · awake: recorded, but not suspended, since mail came · again: was recorded before · left: another owner was first · fenced: this
@@ -174,13 +174,12 @@ class Committer:
             except Exception as error:
                 if not (isinstance(error, (asyncpg.PostgresError, FlowError)) or lost(error)):
                     raise  # it could not even be written down
-                state = str(getattr(error, "sqlstate", None) or "")
-                if state[:2] in ("22", "23", "54"):
+                if refuses(error):
                     raise
                 self._drop(error)
                 tries += 1
-                waited_out = lost(error) or isinstance(error, FlowError) or state in ("40001", "40P01")
-                if state == "55P03" or (tries >= 3 and not waited_out):
+                waited_out = lost(error) or isinstance(error, (FlowError, asyncpg.DeadlockDetectedError, asyncpg.SerializationError))
+                if isinstance(error, asyncpg.LockNotAvailableError) or (tries >= 3 and not waited_out):
                     raise _Held(str(error)) from error
             await asyncio.sleep(min(0.02 * 2**tries, 2.0) * (0.5 + random.random()))
 

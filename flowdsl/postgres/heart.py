@@ -33,7 +33,6 @@ class Heart:
         self._dsn, self._worker, self._lease = dsn, worker, lease
         self._reading = Reading(datetime.now(UTC), time.monotonic() - 3600, time.monotonic() - 3600)
         self._stop = threading.Event()
-        self._first = threading.Event()
         self._thread = threading.Thread(target=self._main, name="flowdsl-heart", daemon=True)
         self.gone = False
 

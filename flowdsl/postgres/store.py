@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import re
+import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -22,17 +24,27 @@ from flowdsl.journal import Entry
 
 Connection = Any  # asyncpg ships no complete types
 FLOOR = 150000
+PATIENCE = 10.0
+"""Seconds for which a statement is repeated while the store is away."""
 
 
 def _is_lost(error: BaseException) -> bool:
-    return isinstance(error, (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, OSError, ConnectionError, asyncio.TimeoutError)) or (
+    return isinstance(error, (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)) or (
         isinstance(error, asyncpg.PostgresError) and str(error.sqlstate or "")[:3] in ("57P", "533")
     )
+
+
+_CLASHES = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError, asyncpg.LockNotAvailableError)
 
 
 def lost(error: BaseException) -> bool:
     """Whether the connection is gone, so that the outcome of what was under way is unknown."""
     return _is_lost(error)
+
+
+def refuses(error: BaseException) -> bool:
+    """Whether Postgres refuses a value, now and at each repeat."""
+    return isinstance(error, asyncpg.PostgresError) and str(error.sqlstate or "")[:2] in ("22", "23", "54")
 
 
 def shown_dsn(dsn: str) -> str:
@@ -73,22 +85,22 @@ async def migrate(dsn: str, folders: Iterable[Path] = ()) -> list[str]:
     Gives the names of what was applied. Killed half way, the next call finishes; of several at once one runs and the others wait.
     """
     connection = await connect(dsn)
-    applied: list[str] = []
     try:
         version = int(await connection.fetchval("show server_version_num"))
         if version < FLOOR:
             raise StoreError(f"PostgreSQL {version // 10000} is too old", "Use PostgreSQL 15 or newer")
         ours = files("flowdsl.postgres") / "migrations"
         sources = [("flowdsl", cast("Any", ours)), *((folder.name, folder) for folder in folders)]
-        for owner, folder in sources:
-            for file in sorted((one for one in folder.iterdir() if one.name.endswith(".sql")), key=lambda one: str(one.name)):
-                if await _apply(connection, f"{owner}/{file.name}", file.read_text(encoding="utf-8")):
-                    applied.append(f"{owner}/{file.name}")
+        found = [
+            (f"{owner}/{file.name}", file)
+            for owner, folder in sources
+            for file in sorted((one for one in folder.iterdir() if one.name.endswith(".sql")), key=lambda one: str(one.name))
+        ]
+        return [name for name, file in found if await _apply(connection, name, file.read_text(encoding="utf-8"))]
     except asyncpg.PostgresError as error:
         raise refused(dsn, error) from error
     finally:
         await connection.close()
-    return applied
 
 
 async def _apply(connection: Connection, name: str, text: str) -> bool:
@@ -223,16 +235,16 @@ class Store:
             yield connection
 
     async def again(self, query: str, *arguments: Any) -> list[Any]:
-        """Fetches, and repeats when the connection is lost: only for statements that may be repeated."""
-        pause = 0.05
+        """Fetches, and repeats when the connection is lost, for a while: only for statements that may be repeated."""
+        pause, until = 0.05, time.monotonic() + PATIENCE
         while True:
             try:
                 return cast("list[Any]", await self.pool.fetch(query, *arguments))
             except Exception as error:
-                if not (_is_lost(error) or isinstance(error, (asyncpg.DeadlockDetectedError, asyncpg.SerializationError))) or pause > 5:
+                if not (_is_lost(error) or isinstance(error, _CLASHES)) or time.monotonic() > until:
                     raise
-            await asyncio.sleep(pause)
-            pause *= 2
+            await asyncio.sleep(pause * (0.5 + random.random()))
+            pause = min(2 * pause, 1.0)
 
     async def start(self, wishes: Sequence[NewStart]) -> list[Started]:
         """Starts executions, in one statement. To repeat it changes nothing."""
@@ -268,12 +280,19 @@ class Store:
             found[str(row["execution"])].append(Mail(row["seq"], row["kind"], row["name"], row["key"], row["body"]))
         return found
 
-    async def exits(self, ids: Sequence[str]) -> dict[str, bytes]:
-        """The exits of those that have ended."""
+    async def children(self, ids: Sequence[str]) -> dict[str, tuple[str | None, bytes | None]]:
+        """Of each: its parent, and its exit if it has ended."""
         rows = await self.again(
-            "select id, exit from flowdsl.executions where id = any($1::uuid[]) and status in ('succeeded', 'failed', 'cancelled')", list(ids)
+            "select id, parent, case when status in ('succeeded', 'failed', 'cancelled') then exit end as exit from flowdsl.executions"
+            " where id = any($1::uuid[])",
+            list(ids),
         )
-        return {str(row["id"]): row["exit"] for row in rows}
+        return {str(row["id"]): (None if row["parent"] is None else str(row["parent"]), row["exit"]) for row in rows}
+
+    async def reclaim(self, worker: str, ids: Sequence[str]) -> list[Claimed]:
+        """Those of these executions that are the worker's, in a new epoch."""
+        rows = await self.again("select *, deaths > 0 as taken_over, false as blocked from flowdsl.reclaim($1, $2::uuid[])", worker, list(ids))
+        return [claimed(row) for row in rows]
 
     async def existing(self, tenant: str, workflow: str, scope: str, keys: Sequence[str]) -> dict[str, Stored]:
         rows = await self.again(
@@ -368,6 +387,14 @@ def _entry(row: Any) -> Entry:
     live = row["live"]
     spans = None if live is None else tuple((one.lower, one.upper) for one in live)
     return Entry(row["position"], row["kind"], row["at"], row["step"], row["fingerprint"], row["site"], row["body"], spans)
+
+
+def claimed(row: Any) -> Claimed:
+    parent = row["parent"]
+    return Claimed(
+        str(row["id"]), row["tenant"], row["workflow"], row["version"], row["scope"], row["key"], None if parent is None else str(parent),
+        row["detached"], row["epoch"], row["deaths"], row["mail"], row["request"], row["started"], row["taken_over"], row["blocked"],
+    )  # fmt: skip
 
 
 def _summary(row: Any) -> Summary:

@@ -8,29 +8,29 @@ import os
 import random
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from datetime import datetime
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from datetime import datetime, timedelta
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
 import asyncpg
 import structlog
-from attrs import frozen
+from attrs import evolve, frozen
 
 from flowdsl.activation import Activation, Mail, Sent, Turn, child_id
 from flowdsl.binding import Deployment
-from flowdsl.codec import Undecodable, codec
+from flowdsl.codec import codec
 from flowdsl.definition import Workflow
-from flowdsl.errors import FlowError, NotFound, Rejected, StoreError
+from flowdsl.errors import FlowError, Rejected, StoreError
 from flowdsl.flow import Defect, Execution, Existing, Exit, Receive, Report, Start
-from flowdsl.journal import BUG, INTERRUPTED, SUCCESS, Divergence, Entry, codecs_of, decode_exit, defect_body
+from flowdsl.journal import BUG, INTERRUPTED, SUCCESS, Entry, codecs_of, decode_exit, defect_body
 from flowdsl.machine import Pending
 from flowdsl.memory import public_status
 from flowdsl.postgres.committer import Commit, Committer, Fate
 from flowdsl.postgres.heart import Heart, Reading
-from flowdsl.postgres.store import Claimed, NewStart, Started, Store, connect, lost, migrate
+from flowdsl.postgres.store import Claimed, NewStart, Started, Store, claimed, connect, lost, migrate, refuses
 from flowdsl.replay import Resident, Transaction, Unrecorded
 
 log = structlog.get_logger("flowdsl")
@@ -58,6 +58,8 @@ class Tuning:
     threads: int = 32
     transactions: int = 16
     """Connections for transactional activities."""
+    look: float = 30.0
+    """Seconds between two looks at a child that is another's: its end is told to its own parent."""
     grace: float = 10.0
     """Seconds that running activities get when the worker stops."""
 
@@ -74,6 +76,7 @@ class Worker:
         self._heart = Heart(store.dsn, self.id, self.tuning.lease)
         self._committer = Committer(self.id, self._connect)
         self._kick = asyncio.Event()
+        self._left = asyncio.Event()
         self._stopping = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._poller: asyncio.Task[None] | None = None
@@ -93,41 +96,52 @@ class Worker:
 
     async def begin(self) -> None:
         """Registers the worker and starts to claim. Raises `StoreError` when the database cannot be reached or lacks our tables."""
+        await self._register()
+        self._transactions = await asyncpg.create_pool(
+            self.store.dsn, min_size=0, max_size=self.tuning.transactions, server_settings={"application_name": "flowdsl-activity", "jit": "off"}
+        )
+        self._poller = asyncio.create_task(self._poll(), name="flowdsl-poll")
+
+    async def _register(self) -> None:
+        """A row of its own, under an id that nobody had; with it a heart and a committer."""
+        id = str(uuid4())
+        committer = Committer(id, self._connect)
+        await committer.open()
         sent = time.monotonic()
-        async with self.store.connection() as connection:
-            try:
+        try:
+            async with self.store.connection() as connection:
                 stamp = await connection.fetchval(
                     "insert into flowdsl.workers (id, lease, host, pid) values ($1, make_interval(secs => $2), $3, $4) returning clock_timestamp()",
-                    self.id,
+                    id,
                     self.tuning.lease,
                     socket.gethostname(),
                     os.getpid(),
                 )
-            except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError) as error:
+        except BaseException as error:
+            await committer.close()
+            if isinstance(error, (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError)):
                 raise StoreError("this database has no flowdsl tables", "Run `flowdsl migrate`") from error
+            raise
+        self.id, self._committer, self._heart = id, committer, Heart(self.store.dsn, id, self.tuning.lease)
         self._heart.start(Reading(stamp, sent, time.monotonic()))
-        self._transactions = await asyncpg.create_pool(
-            self.store.dsn, min_size=0, max_size=self.tuning.transactions, server_settings={"application_name": "flowdsl-activity", "jit": "off"}
-        )
-        await self._committer.open()
-        self._poller = asyncio.create_task(self._poll(), name="flowdsl-poll")
 
     async def stop(self) -> None:
         """Claims nothing more, lets running activities finish for the grace period, then lets go of every execution."""
         self._stopping = True
         self._kick.set()
         deadline = time.monotonic() + self.tuning.grace
-        while any(resident.attempts for resident in self.residents.values()) and time.monotonic() < deadline:
-            await asyncio.sleep(0.02)
         if self._poller is not None:
+            await asyncio.wait([self._poller], timeout=1)
             self._poller.cancel()
             await asyncio.gather(self._poller, return_exceptions=True)
         for resident in list(self.residents.values()):
+            resident.leave()
+        await self._emptied(deadline - time.monotonic())
+        for resident in list(self.residents.values()):
             resident.release()
-        for _ in range(300):
-            if not self.residents:
-                break
-            await asyncio.sleep(0.01)
+        await self._emptied(1)
+        for resident in list(self.residents.values()):
+            resident.drop()
         await self._committer.close()
         for task in list(self._tasks):
             task.cancel()
@@ -135,12 +149,28 @@ class Worker:
         self._heart.stop()
         try:
             async with asyncio.timeout(5):
-                await self.store.again("update flowdsl.workers set gone = true where id = $1", self.id)
+                await self._sign_off()
                 await self._transactions.close()
         except (TimeoutError, Exception) as error:
             log.warning("worker.left_untidily", worker=self.id, error=str(error) or type(error).__name__)
             self._transactions.terminate()
         self.threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _emptied(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self.residents:
+                    self._left.clear()
+                    await self._left.wait()
+
+    async def _sign_off(self) -> None:
+        """Gone, once no commit of ours is under way; what is still ours is free then, and its worker did not die."""
+        await self.store.again("update flowdsl.workers set gone = true where id = (select id from flowdsl.workers where id = $1 for update)", self.id)
+        await self.store.again(
+            "update flowdsl.executions set owner = null, wake = clock_timestamp()"
+            " where id = any(array(select id from flowdsl.executions where owner = $1 order by id for no key update)) and owner = $1",
+            self.id,
+        )
 
     # For the process around it
 
@@ -164,6 +194,7 @@ class Worker:
                 self._ends.pop(id, None)
                 return decode_exit(self.deployment.workflow(summary.workflow), summary.exit or b"")
             if summary.status == "blocked":
+                self._ends.pop(id, None)
                 raise StoreError(f"execution {id} is blocked: {summary.cause}", "See `flowdsl status` and `flowdsl journal`")
             await asyncio.wait([ended], timeout=self.tuning.poll)
 
@@ -180,13 +211,16 @@ class Worker:
         return self._heart.fit
 
     def submit(self, resident: Resident, turn: Turn, state: str | None) -> None:
-        if state is None and resident.suspect and turn.entries:
+        if state is None and resident.suspect and any(entry.kind != INTERRUPTED for entry in turn.entries):
             state = "alive"
         commit = Commit(
             resident.id, resident.epoch, resident.activation.execution.tenant, turn, self._told, self._refused, state, seen=resident.activation.seen
         )
         if state == "suspended":
             commit.wake = resident.activation.next_due
+            if resident.strangers:
+                look = self.upper() + timedelta(seconds=self.tuning.look)
+                commit.wake = look if commit.wake is None else min(look, commit.wake)
         if turn.ended is not None:
             commit.exit, commit.cause = turn.ended.exit, turn.ended.cause
             if turn.ended.status != "blocked":
@@ -196,7 +230,6 @@ class Worker:
         self._committer.submit(commit)
 
     def _told(self, commit: Commit, fate: Fate) -> None:
-        resident = self.residents.get(commit.execution)
         turn = commit.turn
         if fate in ("done", "awake", "again"):
             if turn.children or turn.mails or turn.cancels:
@@ -204,18 +237,27 @@ class Worker:
                 self._kick.set()
             if turn.ended is not None:
                 self._tell_end(commit.execution)
-        if fate == "awake":
-            self._mailed.add(commit.execution)
-            self._kick.set()
+        resident = self.residents.get(commit.execution)
         if resident is not None and resident.epoch == commit.epoch:
+            if fate == "awake":
+                self._mailed.add(commit.execution)
+                self._kick.set()
             resident.committed(turn, commit.state, fate)
 
     def _refused(self, commit: Commit, reason: str) -> None:
         resident = self.residents.get(commit.execution)
-        log.error("execution.blocked", execution=commit.execution, cause=reason)
-        self._spawn(self.store.block(commit.execution, commit.epoch, reason))
-        if resident is not None:
+        if resident is not None and resident.epoch == commit.epoch:
             resident.drop()
+        self._spawn(self._block(commit.execution, commit.epoch, reason))
+
+    def broken(self, resident: Resident, error: Exception) -> None:
+        log.error("execution.broken", execution=resident.id, exc_info=error)
+        self._spawn(self._block(resident.id, resident.epoch, _cause(error)))
+
+    async def _block(self, id: str, epoch: int, cause: str) -> None:
+        log.error("execution.blocked", execution=id, cause=cause)
+        await self.store.block(self.id, id, epoch, cause)
+        self._tell_end(id)
 
     def _tell_end(self, id: str) -> None:
         ended = self._ends.pop(id, None)
@@ -227,11 +269,15 @@ class Worker:
 
     def look_for(self, resident: Resident, children: tuple[str, ...]) -> None:
         async def look() -> None:
-            exits = await self.store.exits(children)
+            known = await self.store.children(children)
             await self._fetch_mail([resident.id])
-            for child, exit in exits.items():
-                resident.feed(lambda child=child, exit=exit: resident.activation.found(child, exit, self.upper()))  # type: ignore[misc]
-            resident.advance()
+            for child in children:
+                parent, exit = known.get(child, (None, None))
+                if exit is not None:
+                    resident.feed(lambda child=child, exit=exit: resident.activation.found(child, exit, self.upper()))  # type: ignore[misc]
+                elif parent != resident.id:
+                    resident.strangers = True
+            resident.go()
 
         self._spawn(look(), resident)
 
@@ -242,6 +288,7 @@ class Worker:
     def gone(self, resident: Resident) -> None:
         if self.residents.get(resident.id) is resident:
             del self.residents[resident.id]
+            self._left.set()
 
     def connection(self) -> AbstractAsyncContextManager[Any]:
         return self._activity_connection()
@@ -260,7 +307,7 @@ class Worker:
         except BaseException:
             await self._transactions.release(connection)
             raise
-        return _Transaction(self, resident, connection, transaction)
+        return _Transaction(self, self._transactions, resident, connection, transaction)
 
     # Asking the store
 
@@ -307,9 +354,17 @@ class Worker:
     async def _start_all(self) -> None:
         await asyncio.sleep(0)
         wishes, self._wishes = self._wishes, []
+        await self._start_these(wishes)
+        self._kick.set()
+
+    async def _start_these(self, wishes: list[tuple[NewStart, asyncio.Future[Started]]]) -> None:
         try:
             outcomes = await self.store.start([wish for wish, _ in wishes])
         except Exception as error:
+            if len(wishes) > 1 and refuses(error):  # of one of them: not the others' fault
+                for one in wishes:
+                    await self._start_these([one])
+                return
             for _, told in wishes:
                 if not told.done():
                     told.set_exception(error)
@@ -317,26 +372,27 @@ class Worker:
         for (_, told), outcome in zip(wishes, outcomes, strict=True):
             if not told.done():
                 told.set_result(outcome)
-        self._kick.set()
 
     # Claims
 
     async def _poll(self) -> None:
         look_around = 0.0
         while not self._stopping:
+            pause = self.tuning.poll * (0.8 + 0.4 * random.random())
             try:
+                if self._heart.gone:
+                    await self._begin_anew()
                 if self._heart.fit:
                     more = await self._claim()
-                    if self._mailed:
-                        mailed, self._mailed = self._mailed, set()
-                        await self._fetch_mail(list(mailed))
+                    await self._fetch_hinted()
                     if time.monotonic() >= look_around:
                         look_around = time.monotonic() + self.tuning.poll
                         await self._look_around()
                     if more:
                         continue
-                elif self._heart.gone:
-                    await self._begin_anew()
+                    pause = min(pause, look_around - time.monotonic() + 0.01)
+                else:
+                    pause = min(pause, 0.1)
             except Exception as error:
                 if not (lost(error) or isinstance(error, (asyncpg.PostgresError, FlowError))):
                     log.exception("poll.failed", worker=self.id)
@@ -344,7 +400,7 @@ class Worker:
                     log.warning("poll.failed", worker=self.id, error=str(error) or type(error).__name__)
                 await asyncio.sleep(0.2)
             try:
-                async with asyncio.timeout(max(0.005, min(self.tuning.poll * (0.8 + 0.4 * random.random()), look_around - time.monotonic() + 0.01))):
+                async with asyncio.timeout(max(0.005, pause)):
                     await self._kick.wait()
             except TimeoutError:
                 pass
@@ -355,19 +411,7 @@ class Worker:
         for resident in list(self.residents.values()):
             resident.drop()
         await self._committer.close()
-        self.id = str(uuid4())
-        self._heart = Heart(self.store.dsn, self.id, self.tuning.lease)
-        self._committer = Committer(self.id, self._connect)
-        transactions = self._transactions
-        await self.begin_again()
-        transactions.terminate()
-
-    async def begin_again(self) -> None:
-        poller = self._poller
-        await self.begin()
-        if poller is not None and self._poller is not None:
-            self._poller.cancel()  # the loop that called us goes on
-            self._poller = poller
+        await self._register()
 
     async def _claim(self) -> bool:
         """Takes what is due. True when there may be more at once."""
@@ -376,22 +420,23 @@ class Worker:
             return False
         suspect = not any(resident.suspect for resident in self.residents.values())
         rows = await self.store.pool.fetch("select * from flowdsl.claim($1, $2, $3, $4)", self.id, room, list(self.deployment.names), suspect)
-        claimed = [_claimed(row) for row in rows]
-        for one in claimed:
+        found = [claimed(row) for row in rows]
+        for one in found:
             if one.blocked:
                 log.error("execution.blocked", execution=one.id, cause="three workers died while they had it")
-        await self._take([one for one in claimed if not one.blocked])
+                self._tell_end(one.id)
+        await self._take([one for one in found if not one.blocked])
         return len(rows) >= room
 
-    async def _take(self, claimed: Sequence[Claimed]) -> None:
+    async def _take(self, found: Sequence[Claimed]) -> None:
         """Loads and folds what was claimed."""
-        if not claimed:
+        if not found:
             return
-        old = [one.id for one in claimed if one.epoch > 1]
-        posted = [one.id for one in claimed if one.mail]
+        old = [one.id for one in found if one.epoch > 1]
+        posted = [one.id for one in found if one.mail]
         journals = await self.store.load(old) if old else {}
         mails = await self.store.mails(posted) if posted else {}
-        for one in claimed:
+        for one in found:
             await self._fold(one, journals.get(one.id, []), mails.get(one.id, []))
 
     async def _fold(self, one: Claimed, entries: list[Entry], mails: list[Mail]) -> None:
@@ -402,63 +447,53 @@ class Worker:
             workflow = self.deployment.workflow(one.workflow)
             execution = Execution(one.id, one.tenant, one.workflow, one.key, one.parent, one.started)
             activation = Activation(execution, workflow, one.request, self.deployment.workflow)
-            resident = Resident(
-                self, activation, one.epoch, parent=None if one.detached else one.parent, scope=one.scope, suspect=one.deaths > 0
-            )  # fmt: skip
+            resident = Resident(self, activation, one.epoch, parent=one.parent, scope=one.scope, suspect=one.deaths > 0)
             activation.begin(entries, mails, self.upper(), taken_over=one.taken_over)
-        except (Divergence, Undecodable, NotFound) as error:
-            log.error("execution.blocked", execution=one.id, cause=str(error))
-            await self.store.block(one.id, one.epoch, str(error))
-            self._tell_end(one.id)
+        except Exception as error:  # Divergence, Undecodable, NotFound; whatever it is, the others that were claimed must not suffer from it
+            if not isinstance(error, FlowError):
+                log.error("execution.broken", execution=one.id, exc_info=error)
+            await self._block(one.id, one.epoch, _cause(error))
             return
         activation.seen = max(activation.seen, one.mail)
         if one.taken_over:
             log.info("execution.taken_over", execution=one.id, workflow=one.workflow, entries=len(entries))
         self.residents[one.id] = resident
-        resident.advance()
+        resident.go()
 
-    async def _fetch_mail(self, ids: Sequence[str]) -> None:
+    async def _fetch_hinted(self) -> None:
+        hinted, self._mailed = self._mailed, set()
+        try:
+            await self._fetch_mail(hinted)
+        except BaseException:
+            self._mailed |= hinted
+            raise
+
+    async def _fetch_mail(self, ids: Collection[str], accepted: Mapping[str, int] | None = None) -> None:
+        """Delivers what is in the mailboxes; `accepted`: how many mails were ever, where that is known."""
         here = [id for id in ids if id in self.residents]
         if not here:
             return
         for id, mails in (await self.store.mails(here)).items():
             resident = self.residents.get(id)
-            if resident is not None and mails:
-                resident.feed(lambda resident=resident, mails=mails: resident.activation.deliver(mails, self.upper()))  # type: ignore[misc]
+            if resident is not None:
+                resident.deliver(mails, accepted.get(id, 0) if accepted else 0)
 
     async def _look_around(self) -> None:
         """The net under every hint: gone workers, mail for what is here, and what the store says is ours and memory does not."""
         await self.store.again("select flowdsl.take_over()")
         before = set(self.residents)
-        rows = await self.store.again(
-            "select x.id, x.epoch, x.mail from flowdsl.executions x where x.owner = $1",
-            self.id,
-        )
-        behind: list[str] = []
-        missing: list[str] = []
-        for row in rows:
-            resident = self.residents.get(str(row["id"]))
-            if resident is None:
-                if str(row["id"]) not in before:
-                    missing.append(str(row["id"]))
-            elif row["mail"] > resident.activation.seen:
-                behind.append(resident.id)
-        if behind:
-            await self._fetch_mail(behind)
+        rows = await self.store.again("select x.id, x.mail from flowdsl.executions x where x.owner = $1", self.id)
+        ours = {str(row["id"]): row["mail"] for row in rows}
+        here = {id: resident for id in ours if (resident := self.residents.get(id)) is not None}
+        await self._fetch_mail([id for id, resident in here.items() if ours[id] > resident.activation.seen], ours)
+        missing = [id for id in ours if id not in here and id not in before and not self._committer.has(id)]
         if missing:
-            await self._reload(missing)
+            await self._take([one for one in await self.store.reclaim(self.id, missing) if one.id not in self.residents])
+        for resident in here.values():
+            if resident.suspect and asyncio.get_running_loop().time() - resident.since > self.tuning.lease:
+                resident.acquit()
         for id in [id for id in self._ends if id not in self.residents]:
             self._tell_end(id)
-
-    async def _reload(self, ids: Sequence[str]) -> None:
-        """A claim whose answer was lost: ours in the store, unknown here."""
-        rows = await self.store.again(
-            "select x.*, false as taken_over, false as blocked from flowdsl.executions x where x.id = any($1::uuid[]) and x.owner = $2",
-            list(ids),
-            self.id,
-        )
-        unknown = [_claimed(row) for row in rows if str(row["id"]) not in self.residents]
-        await self._take(unknown)
 
     # Small things
 
@@ -466,12 +501,14 @@ class Worker:
         async def run() -> None:
             try:
                 await work
-            except asyncio.CancelledError:
-                raise
             except Exception as error:
-                log.warning("store.failed", worker=self.id, error=str(error) or type(error).__name__)
+                away = (lost(error) or isinstance(error, (StoreError, asyncpg.PostgresError))) and not refuses(error)
+                if resident is not None and not resident.dropped and not away:
+                    self.broken(resident, error)
+                else:
+                    log.warning("store.failed", worker=self.id, error=str(error) or type(error).__name__)
                 if resident is not None:
-                    resident.drop()  # the store still says that it is ours: the next look around loads it
+                    resident.drop()  # the store still says that it is ours: the next look around loads it, or finds it blocked
 
         task = asyncio.get_running_loop().create_task(run())
         self._tasks.add(task)
@@ -484,66 +521,80 @@ class Worker:
 class _Transaction:
     """See `flowdsl.replay.Transaction`."""
 
-    def __init__(self, worker: Worker, resident: Resident, connection: Any, transaction: Any) -> None:
-        self._worker, self._resident, self.connection, self._transaction = worker, resident, connection, transaction
+    def __init__(self, worker: Worker, pool: Any, resident: Resident, connection: Any, transaction: Any) -> None:
+        self._worker, self._pool, self._resident, self.connection, self._transaction = worker, pool, resident, connection, transaction
         self._open = True
 
     async def append(self, entry: Entry) -> bool:
         try:
-            ours = await self.connection.fetchval(
-                "select flowdsl.append_own($1,$2,$3,$4,$5,$6,$7,$8,$9,$10)",
-                self._worker.id, self._resident.id, entry.position, self._resident.epoch, entry.kind, entry.at, entry.step, entry.fingerprint,
-                entry.site, entry.body,
-            )  # fmt: skip
-        except asyncpg.UniqueViolationError:
-            return False
-        except Exception as error:
+            async with asyncio.timeout(self._worker.tuning.lease):
+                ours = await self.connection.fetchval(
+                    "select flowdsl.append_own($1,$2,$3,$4,$5,$6,$7,$8,$9,$10)",
+                    self._worker.id, self._resident.id, entry.position, self._resident.epoch, entry.kind, entry.at, entry.step, entry.fingerprint,
+                    entry.site, entry.body,
+                )  # fmt: skip
+                if not ours:
+                    return False
+                await self._transaction.commit()
+        except asyncpg.PostgresError as error:
             if lost(error):
                 return await self._unknown(entry)
-            raise
-        if not ours:
-            return False
-        try:
-            await self._transaction.commit()
+            if isinstance(error, asyncpg.UniqueViolationError) and error.table_name == "journal" and error.schema_name == "flowdsl":
+                return False
+            raise  # the server says that it did not commit
         except Exception:
             return await self._unknown(entry)
-        self._open = False
-        await self._worker._transactions.release(self.connection)
         return True
 
     async def _unknown(self, entry: Entry) -> bool:
-        """The position is taken with another entry: that waits for the open transaction, and tells what became of it."""
-        self.connection.terminate()
-        interrupted = Entry(entry.position, INTERRUPTED, entry.at, entry.step, entry.fingerprint, entry.site, _interruption(self._resident, entry))
-        fates = await self._worker.store.again(
+        """The position is taken with another entry: that waits for the open transaction, and tells what became of it.
+
+        Until it is known nothing else of this execution may be recorded: else its next turn could be taken for what is unknown.
+        """
+        self._abandon()
+        interrupted = evolve(entry, kind=INTERRUPTED, body=_interruption(self._resident, entry))
+        fate = await self._told(
             "select flowdsl.append($1, array[$2::uuid], array[$3::int], array[$4::int], array[true], array[$5::smallint], array[$6::timestamptz],"
             " array[$7], array[$8], array[$9], array[$10::bytea])",
             self._worker.id, self._resident.id, entry.position, self._resident.epoch, INTERRUPTED, entry.at, entry.step, entry.fingerprint,
             entry.site, interrupted.body,
         )  # fmt: skip
-        fate = fates[0][0]
         if fate is None:
             raise Unrecorded(interrupted)
         if fate[0] != "again":
             return False
-        rows = await self._worker.store.again(
-            "select kind from flowdsl.journal where execution = $1 and position = $2", self._resident.id, entry.position
-        )
-        if rows[0]["kind"] == SUCCESS:
-            return True
-        raise Unrecorded(interrupted)
+        query = "select kind from flowdsl.journal where execution = $1 and position = $2"
+        if await self._told(query, self._resident.id, entry.position) != SUCCESS:
+            raise Unrecorded(interrupted)
+        return True
+
+    async def _told(self, query: str, *arguments: Any) -> Any:
+        """The answer of the store, however long it is away; dropped meanwhile, nobody asks any more."""
+        while not self._resident.dropped:
+            try:
+                return (await self._worker.store.again(query, *arguments))[0][0]
+            except Exception as error:
+                log.warning("transaction.unknown", execution=self._resident.id, error=str(error) or type(error).__name__)
+                await asyncio.sleep(0.5)
+        return ["left"]
 
     async def rollback(self) -> None:
+        """Never raises. A connection that does not answer is never pooled again: it may hold a hidden transaction."""
         if not self._open:
             return
         self._open = False
         try:
-            if not self.connection.is_closed():
-                await self._transaction.rollback()
-        except Exception:
-            self.connection.terminate()  # never pooled again: it may hold a hidden transaction
-        finally:
-            await self._worker._transactions.release(self.connection)
+            async with asyncio.timeout(5):
+                if self.connection.is_in_transaction():
+                    await self._transaction.rollback()
+        except (TimeoutError, Exception):
+            self._abandon()
+        with suppress(Exception):
+            await self._pool.release(self.connection)
+
+    def _abandon(self) -> None:
+        with suppress(Exception):  # it may be back in the pool: one that has died goes there by itself
+            self.connection.terminate()
 
 
 def _interruption(resident: Resident, entry: Entry) -> bytes:
@@ -555,12 +606,8 @@ def _scope(resident: Resident) -> str:
     return resident.activation.execution.key or resident.id
 
 
-def _claimed(row: Any) -> Claimed:
-    parent = row["parent"]
-    return Claimed(
-        str(row["id"]), row["tenant"], row["workflow"], row["version"], row["scope"], row["key"], None if parent is None else str(parent),
-        row["detached"], row["epoch"], row["deaths"], row["mail"], row["request"], row["started"], row["taken_over"], row["blocked"],
-    )  # fmt: skip
+def _cause(error: BaseException) -> str:
+    return str(error) if isinstance(error, FlowError) else f"{type(error).__name__}: {error}"
 
 
 def new_id() -> str:

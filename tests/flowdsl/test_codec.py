@@ -854,7 +854,7 @@ def test_an_exception_that_is_a_record() -> None:
         code: int
 
     data = union_codec(Boom).encode(Boom(3))
-    assert union_codec(Boom).decode(data) == Boom(3)
+    assert union_codec(Boom).decode(data).code == 3
 
 
 def test_a_field_that_was_never_set() -> None:

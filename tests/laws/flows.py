@@ -5,10 +5,11 @@ The same data gives the same flow as often as it is built (`build`), and is what
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from itertools import count
-from typing import Any, Literal, TypeAlias
+from random import Random
+from typing import Any, Literal, Protocol, TypeAlias
 from zlib import crc32
 
 from attrs import evolve, fields, frozen, has
@@ -242,9 +243,17 @@ class Child:
     how: Literal["child", "beside", "detached"]
 
 
+@frozen
+class Made:
+    """A flow made by hand of these parts; the oracle does not know it."""
+
+    flow: Callable[[int], Flow[int, Any]]
+    parts: tuple[Spec, ...]
+
+
 Spec: TypeAlias = (
     Value | Fails | Raises | Call | Sleeps | Instant | Receives | Seq | Catches | Attempts | Isolates | Ensures | Undoes | Saga | Mask
-    | Many | Graph | Body | Loop | Timeout | Retries | Inline | Child
+    | Many | Graph | Body | Loop | Timeout | Retries | Inline | Child | Made
 )  # fmt: skip
 
 
@@ -459,6 +468,8 @@ def build(spec: Spec, x: int) -> Flow[int, Any]:
             return build(body, x).retry(Retry.constant(span(spec) * MICROSECOND, attempts=attempts))
         case Inline(tag, _):
             return job(Job(tag, x))
+        case Made(flow, _):
+            return flow(x)
         case Child(tag, _, how):
             if how == "child":
                 return late_job.child(Job(tag, x))
@@ -546,31 +557,64 @@ class Shape:
     """Nothing fails, nothing is decided by who is first."""
     children: bool = True
     signals: bool = True
+    kinds: tuple[str, ...] = ()
+    """What to make flows of, instead of everything."""
 
 
-def specs(shape: Shape = Shape()) -> st.SearchStrategy[Spec]:
-    """Specs, each part with a tag of its own."""
-    return st.composite(lambda draw: _Drawer(draw, shape).spec(shape.depth))()
+class Source(Protocol):
+    """Where choices come from: Hypothesis, which can shrink them, or a plain random number generator, which draws bigger flows."""
+
+    def pick(self, among: Sequence[Any]) -> Any: ...
+    def number(self, low: int, high: int) -> int: ...
+
+
+class _Drawn:
+    def __init__(self, draw: Any) -> None:
+        self._draw = draw
+
+    def pick(self, among: Sequence[Any]) -> Any:
+        return self._draw(st.sampled_from(among))
+
+    def number(self, low: int, high: int) -> int:
+        return int(self._draw(st.integers(low, high)))
+
+
+class _Random:
+    def __init__(self, seed: int) -> None:
+        self._random = Random(seed)
+
+    def pick(self, among: Sequence[Any]) -> Any:
+        return self._random.choice(among)
+
+    def number(self, low: int, high: int) -> int:
+        return self._random.randint(low, high)
 
 
 @st.composite
 def plans(draw: Any, shape: Shape = Shape()) -> Plan:
-    spec = draw(specs(shape))
-    order = draw(st.integers(0, 3))
+    """Plans that shrink."""
+    return a_plan(_Drawn(draw), shape)
+
+
+def seeded(seed: int, shape: Shape = Shape()) -> Plan:
+    """A plan of the kind that only chance finds; `plans` to shrink what it shows."""
+    return a_plan(_Random(seed), shape)
+
+
+def a_plan(source: Source, shape: Shape) -> Plan:
+    spec = _Drawer(source, shape).spec(shape.depth)
     heard = sorted({part.name for part in walk(spec) if isinstance(part, Receives)})
-    signals = []
-    if heard:
-        for index, (hours, name) in enumerate(draw(st.lists(st.tuples(st.integers(0, 3), st.sampled_from(heard)), max_size=4))):
-            signals.append((hours * HOUR + drawn("signal", index), name, index + 1))
-    return Plan(spec, order, tuple(sorted(signals)))
+    sent = [(source.number(0, 3), source.pick(heard)) for _ in range(source.number(0, 4))] if heard else []
+    signals = [(hours * HOUR + drawn("signal", index), name, index + 1) for index, (hours, name) in enumerate(sent)]
+    return Plan(spec, source.number(0, 3), tuple(sorted(signals)))
 
 
 BRANCHING = {"seq", "body", "many", "graph", "race", "loop"}
 
 
 class _Drawer:
-    def __init__(self, draw: Any, shape: Shape) -> None:
-        self.draw, self.shape, self.tags = draw, shape, count()
+    def __init__(self, source: Source, shape: Shape) -> None:
+        self.pick, self.number, self.shape, self.tags = source.pick, source.number, shape, count()
         leaves = ["call"] * 9 + ["sleep", "sleep", "instant", "value"]
         inner = ["seq"] * 3 + ["body"] * 2 + ["undo"] * 3 + ["saga"] * 2 + ["loop"] * 3 + ["many"] * 2
         inner += ["graph", "mask", "ensure", "attempt", "inline"]
@@ -579,68 +623,66 @@ class _Drawer:
             inner += ["catch", "isolate", "race", "race", "timeout", "retry"]
         if shape.children:
             inner += ["child"]
-        self.leaves, self.inner = leaves, inner
+        self.leaves, self.inner = leaves, list(shape.kinds) or inner
 
     def spec(self, depth: float) -> Spec:
         """`depth` counts the branchings still allowed; what merely wraps costs half."""
-        if depth <= 0 or self.draw(st.integers(0, 15)) == 15:
-            return self.leaf(self.draw(st.sampled_from(self.leaves)))
-        kind = self.draw(st.sampled_from(self.inner))
+        if depth <= 0 or self.number(0, 15) == 15:
+            return self.leaf(self.pick(self.leaves))
+        kind = self.pick(self.inner)
         return self.compound(kind, depth - (1 if kind in BRANCHING else 0.5))
 
     def leaf(self, kind: str) -> Spec:
-        draw = self.draw
+        pick = self.pick
         match kind:
             case "call":
                 return self.call()
             case "value":
-                return Value(draw(st.integers(0, 3)))
+                return Value(self.number(0, 3))
             case "sleep":
                 tag = next(self.tags)
                 if self.shape.calm:
-                    return Sleeps(tag, draw(st.sampled_from([None, 0, 1])))
-                return Sleeps(tag, draw(st.sampled_from([None, 0, 1, 2])), draw(st.booleans()))
+                    return Sleeps(tag, pick([None, 0, 1]))
+                return Sleeps(tag, pick([None, 0, 1, 2]), pick([False, True]))
             case "instant":
-                return Instant(draw(st.sampled_from(["audit", "changed", "report"] if self.shape.calm else ["audit", "changed", "report", "now"])))
+                return Instant(pick(["audit", "changed", "report"] if self.shape.calm else ["audit", "changed", "report", "now"]))
             case "fail":
-                return Fails(draw(st.integers(0, 3)))
+                return Fails(self.number(0, 3))
             case "raise":
                 return Raises()
             case _:
-                return Receives(draw(st.integers(0, 1)), kind == "receive")
+                return Receives(self.number(0, 1), kind == "receive")
 
     def call(self) -> Call:
-        draw, tag = self.draw, next(self.tags)
-        hours = draw(st.integers(0, 2))
+        tag, pick = next(self.tags), self.pick
+        hours = self.number(0, 2)
         if self.shape.calm:
             return Call(tag, ("ok",), hours, 1000)
-        stubborn = draw(st.integers(0, 4)) == 4
-        before: list[Answer] = (
-            draw(st.lists(st.sampled_from(["raise", "fail"] if stubborn else ["raise"]), max_size=2)) if draw(st.integers(0, 3)) == 3 else []
-        )
-        last: Answer = draw(st.sampled_from(["ok"] * 7 + ["bug"] if stubborn else ["ok"] * 7 + ["fail", "fail", "bug"]))
-        attempts = 1000 if self.shape.patient else draw(st.sampled_from([1, 2, 3, 1000]))
+        stubborn = self.number(0, 4) == 4
+        before: list[Answer] = [pick(["raise", "fail"] if stubborn else ["raise"]) for _ in range(pick([0, 0, 0, 1, 2]))]
+        last: Answer = pick(["ok"] * 7 + ["bug"] if stubborn else ["ok"] * 7 + ["fail", "fail", "bug"])
+        attempts = 1000 if self.shape.patient else pick([1, 2, 3, 1000])
         return Call(tag, (*before, last), hours, attempts, stubborn)
 
     def parts(self, depth: float, low: int, high: int) -> tuple[Spec, ...]:
-        return tuple(self.spec(depth) for _ in range(self.draw(st.integers(low, high))))
+        return tuple(self.spec(depth) for _ in range(self.number(low, high)))
 
     def compound(self, kind: str, depth: float) -> Spec:
-        draw, spec = self.draw, self.spec
+        pick, number, spec = self.pick, self.number, self.spec
         match kind:
             case "seq":
                 return Seq(spec(depth), spec(depth))
             case "body":
-                return Body(self.parts(depth, 2, 3), "return" if self.shape.calm else draw(st.sampled_from(["return"] * 8 + ["fail", "raise"])))
+                return Body(self.parts(depth, 2, 3), "return" if self.shape.calm else pick(["return"] * 8 + ["fail", "raise"]))
             case "undo":
                 return Undoes(spec(depth), spec(min(depth, 1)))
             case "saga":
                 return Saga(spec(depth))
             case "loop":
-                return Loop(next(self.tags), draw(st.integers(1, 4)), spec(depth), draw(st.booleans()))
+                return Loop(next(self.tags), number(1, 4), spec(depth), pick([False, True]))
             case "many":
-                how = draw(st.sampled_from(["all", "each", "each_attempt"]))
-                return Many(how, self.parts(depth, draw(st.sampled_from([0, 2, 2])) if how != "all" else 2, 3), draw(st.integers(1, 3)))
+                how = pick(["all", "each", "each_attempt"])
+                return Many(how, self.parts(depth, pick([0, 2, 2]) if how != "all" else 2, 3), number(1, 3))
             case "race":
                 return Many("race", self.parts(depth, 2, 3))
             case "graph":
@@ -658,20 +700,20 @@ class _Drawer:
             case "isolate":
                 return Isolates(spec(depth), spec(min(depth, 1)))
             case "timeout":
-                return Timeout(next(self.tags), spec(depth), draw(st.integers(0, 3)), draw(st.booleans()))
+                return Timeout(next(self.tags), spec(depth), number(0, 3), pick([False, True]))
             case "retry":
-                return Retries(next(self.tags), spec(depth), draw(st.integers(1, 3)))
+                return Retries(next(self.tags), spec(depth), number(1, 3))
             case _:
-                how = "child" if self.shape.calm else draw(st.sampled_from(["child", "child", "beside", "detached"]))
+                how = "child" if self.shape.calm else pick(["child", "child", "beside", "detached"])
                 return Child(next(self.tags), spec(depth), how)
 
     def graph(self, depth: float) -> Graph:
         parts = self.parts(depth, 2, 4)
         edges = tuple(
-            tuple((j, self.draw(st.booleans())) for j in range(i) if self.draw(st.booleans()))  #
+            tuple((j, self.pick([False, True])) for j in range(i) if self.pick([False, True]))  #
             for i in range(len(parts))
         )
-        return Graph(self.draw(st.booleans()), parts, edges, self.draw(st.integers(1, 3)))
+        return Graph(self.pick([False, True]), parts, edges, self.number(1, 3))
 
 
-__all__ = ["Outcome", "Plan", "Shape", "Spec", "build", "install", "plans", "specs"]
+__all__ = ["Outcome", "Plan", "Shape", "Spec", "build", "install", "plans", "seeded"]

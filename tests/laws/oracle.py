@@ -156,7 +156,7 @@ class World:
                 raise Tie
             self.now = time
             then()
-        return Told(root.exit, root.code, root.failed_undos, tuple(sorted(self.calls)))
+        return Told(root.exit, root.code, root.failed_undos if root.exit else 0, tuple(sorted(self.calls)))
 
 
 def plan_work(plan: Plan) -> Callable[[Task], Work]:
@@ -344,8 +344,10 @@ def ev(spec: Spec, x: int, t: Task, undos: Undos | None) -> Work:
                 yield later(lambda _: due, lambda task: (task.recorded(), task.run.go(task, None)))  # type: ignore[arg-type,return-value]
             return x
         case Instant(what):
-            if what in ("audit", "changed"):
+            if what == "audit":
                 yield at_once(lambda _: None)
+            elif what == "changed":
+                t.run.instants.appendleft(t.recorded)  # its mark is recorded first of all, and nobody waits for it
             return {"changed": mix(x, 1), "now": mix(x, t.run.world.now)}.get(what, x)
         case Receives(name, wait):
             got = yield (receive(name) if wait else at_once(lambda task: task.run.mail[name].popleft() if task.run.mail[name] else None))

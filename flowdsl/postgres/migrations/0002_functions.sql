@@ -250,6 +250,8 @@ begin
 end $$;
 
 -- Starts, in the order of their keys. A start that is repeated finds itself by its id. Outcome: new | joined | rejected.
+-- Who holds a key is locked first, in the order of ids. A holder that came later may be locked by one who waits for us: lock_not_available, and
+-- the whole is to be tried again.
 create function flowdsl.start(
   p_ids uuid[], p_tenants text[], p_workflows text[], p_versions integer[], p_scopes text[], p_keys text[], p_reuses text[],
   p_requests bytea[], p_parents uuid[], p_parent_steps text[], p_detached boolean[]
@@ -282,7 +284,7 @@ begin
         exit;
       end if;
       select x.id, x.status, x.exit, x.parent into holder from flowdsl.executions x
-       where x.tenant = s.tenant and x.workflow = s.workflow and x.scope = s.scope and x.key = s.key and x.current for no key update;
+       where x.tenant = s.tenant and x.workflow = s.workflow and x.scope = s.scope and x.key = s.key and x.current for no key update nowait;
       if not found then
         continue;  -- it was let go between the two statements
       end if;
