@@ -6,15 +6,17 @@ A fold knows types: it encodes what is recorded and decodes what was. A flow the
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
+from difflib import SequenceMatcher
 from functools import cache
 from inspect import getclosurevars, unwrap
 from os.path import basename
 from types import CodeType
 from typing import Any, Final, assert_never, cast, get_args, get_origin, get_type_hints
 
-from attrs import frozen
+from attrs import evolve, frozen
 from returns.result import Failure, Success
 
 from flowdsl.codec import Codec, NotJournalable, codec, digest, encode_plain, union_codec
@@ -143,10 +145,10 @@ def decode_exit(definition: Workflow[Any, Any, Any], data: bytes) -> Exit[Any, A
 class Divergence(FlowError):
     """The code asks for something else than what was recorded. Nothing was executed; the execution is blocked with this."""
 
-    def __init__(self, execution: str, position: int, lines: Sequence[str]) -> None:
-        self.execution, self.position, self.lines = execution, position, tuple(lines)
+    def __init__(self, execution: str, position: int, verdict: str, lines: Sequence[str]) -> None:
+        self.execution, self.position, self.verdict, self.lines = execution, position, verdict, tuple(lines)
         super().__init__(
-            f"execution {execution} diverges at position {position}: the code asks for something else than what was recorded\n"
+            f"execution {execution} diverges at position {position}: {verdict}\n"
             + "\n".join(lines)
             + '\nNothing was executed. Deploy code that fits the record (or guard the new steps with `changed("id")`), then resume it.'
         )
@@ -180,7 +182,7 @@ class Fold:
                 self._check(entry)
                 self.fold(entry)
             except (MachineError, _Misfit):
-                raise Divergence(machine.execution.id, entry.position, _compared(entries, index, self)) from None
+                raise Divergence(machine.execution.id, entry.position, *_compared(entries, index, self)) from None
             machine.effects.clear()
         machine.opened = list(machine.pending.values())
         machine.closed.clear()
@@ -400,55 +402,151 @@ def defect_body(cause: Defect) -> bytes:
 
 # When they do not fit
 
-
-def _compared(entries: Sequence[Entry], index: int, fold: Fold) -> list[str]:
-    """Recorded and asked side by side: what went well just before, then the entry that does not fit, and what follows it."""
-    rows = [_row("=", _said(entry), _said(entry)) for entry in entries[max(0, index - 3) : index] if entry.fingerprint]
-    asked = list(fold.machine.pending.values())
-    matched: set[str] = set()
-    for entry in entries[index : index + 4]:
-        one, mark, why = _counterpart(entry, asked, fold, matched)
-        if one is not None:
-            matched.add(one.step)
-        rows.append(_row(mark, _said(entry), _asked(one, fold) if one else "", why))
-    rows += [_row("+", "", _asked(one, fold), "asked, never recorded") for one in asked if one.step not in matched][:4]
-    if fold.machine.exit is not None:
-        rows.append(_row("+", "", f"the end: {fold.machine.exit}"))
-    return [_row(" ", "recorded", "asked by the code"), *rows]
+AHEAD: Final = 8
+"""How many steps from the first that does not fit are compared."""
 
 
-def _counterpart(entry: Entry, asked: Iterable[Pending], fold: Fold, matched: set[str]) -> tuple[Pending | None, str, str]:
-    free = [one for one in asked if one.step not in matched]
-    kind, _, rest = entry.fingerprint.partition(" ")
-    name, _, mark = rest.partition(" ")
-    for one in free:
-        if fold.fingerprint(one) == entry.fingerprint:
-            return one, ("=" if one.step == entry.step else "~"), "" if one.step == entry.step else f"moved from step {entry.step}"
-    for one in free:
-        if one.step == entry.step:
-            asked_kind, _, asked_rest = fold.fingerprint(one).partition(" ")
-            asked_name, _, asked_mark = asked_rest.partition(" ")
-            if (asked_kind, asked_name) == (kind, name):
-                return one, "~", "other input"
-            return one, "~", "renamed" if asked_kind == kind and asked_mark == mark else "another step"
-    return None, "-", "recorded, no longer asked"
+@frozen
+class _Asked:
+    step: str
+    fingerprint: str
+    site: str
+    place: str
 
 
-def _said(entry: Entry) -> str:
-    return f"{entry.step:<8} {_plain_name(entry.fingerprint)} ({KINDS[entry.kind]}{', ' + entry.site if entry.site else ''})"
+@frozen
+class _Row:
+    """One line of the comparison; its verdict is empty where both sides agree."""
+
+    mark: str
+    recorded: Entry | None
+    asked: _Asked | None
+    verdict: str = ""
 
 
-def _asked(one: Pending, fold: Fold) -> str:
-    file, line, _ = fold.machine.where(one)
-    return f"{one.step:<8} {_plain_name(fold.fingerprint(one))} ({file}:{line})"
+def _compared(entries: Sequence[Entry], index: int, fold: Fold) -> tuple[str, list[str]]:
+    """What differs, in words, and recorded and asked side by side, aligned like a diff: three entries that fit, then those that do not.
+
+    Spends the fold.
+    """
+    exits = [entry for entry in entries[index + 1 :] if entry.kind <= DEFECT or entry.kind == CHECKPOINT]
+    recorded = [entries[index], *exits][:AHEAD]
+    end = fold.machine.exit
+    asked = _asked_next(recorded, fold)
+    rows = list(_aligned(recorded, asked, ended=fold.machine.exit is not None))
+    wrong = next((row for row in rows if row.verdict), rows[0])
+    fitting = [entry for entry in entries[:index] if not entry.fingerprint.startswith(_CHANGED) and entry.kind != CANCEL]
+    lines = _table(fitting[-3:], rows)
+    if end is not None:
+        lines.append(f"  + the end: {end}")
+    if wrong.asked is not None and wrong.asked.place:
+        lines.append(f"    asked at {wrong.asked.place}")
+    return _in_words(wrong), lines
 
 
-def _plain_name(fingerprint: str) -> str:
+def _asked_next(recorded: Sequence[Entry], fold: Fold) -> list[_Asked]:
+    """What the code asks from here on, given what was recorded for the like of it, as far as that goes."""
+    asked: list[_Asked] = []
+    seen: list[Pending] = []
+    left = list(recorded)
+    while len(asked) < AHEAD:
+        one = next((one for one in fold.machine.pending.values() if one not in seen), None)
+        if one is None:
+            break
+        seen.append(one)
+        fingerprint, (file, line, function) = fold.fingerprint(one), fold.machine.where(one)
+        asked.append(_Asked(one.step, fingerprint, fold.site(one), f"{file}:{line} in {function}" if line else ""))
+        like = next((entry for entry in left if entry.fingerprint == fingerprint), None)
+        like = like or next((entry for entry in left if _name(entry.fingerprint) == _name(fingerprint)), None)
+        if like is not None:
+            left.remove(like)
+        for entry in [like] if like is not None else left:
+            with suppress(Exception):  # an answer of another type, or code that cannot go on from it
+                fold.fold(evolve(entry, step=one.step, position=fold.position))
+                break
+    return asked
+
+
+def _aligned(recorded: Sequence[Entry], asked: Sequence[_Asked], *, ended: bool) -> Iterator[_Row]:
+    names, wanted = [_name(entry.fingerprint) for entry in recorded], [_name(one.fingerprint) for one in asked]
+    agree = True
+    for what, i, i2, j, j2 in SequenceMatcher(None, names, wanted, autojunk=False).get_opcodes():
+        gone, new = list(recorded[i:i2]), list(asked[j:j2])
+        if what == "equal":
+            pairs = list(zip(gone, new, strict=True))
+        else:  # what has its like elsewhere was moved, the rest stands for each other
+            pairs = list(
+                zip([e for e in gone if _name(e.fingerprint) not in wanted], [o for o in new if _name(o.fingerprint) not in names], strict=False)
+            )
+        for entry, one in pairs:
+            verdict = _difference(entry, one, agree) if what == "equal" else _replaced(entry, one)
+            agree = agree and not verdict
+            yield _Row("~" if verdict else "=", entry, one, verdict)
+            gone.remove(entry)
+            new.remove(one)
+        for entry in gone:
+            moved = _name(entry.fingerprint) in wanted
+            if moved or i2 < len(recorded) or ended or agree:
+                yield _Row("-", entry, None, "moved" if moved else "removed")
+            else:
+                yield _Row(" ", entry, None)  # the code could not be followed this far
+        if i2 < len(recorded) or agree:
+            yield from (_Row("+", None, one, "moved" if _name(one.fingerprint) in names else "inserted") for one in new)
+        agree = agree and what == "equal"
+
+
+def _difference(entry: Entry, one: _Asked, agree: bool) -> str:
+    """Of two that have the same name: once something differs, other inputs are no wonder."""
+    if agree and entry.fingerprint != one.fingerprint:
+        return "other input"
+    return "moved" if agree and entry.step != one.step else ""
+
+
+def _replaced(entry: Entry, one: _Asked) -> str:
+    recorded, asked = entry.fingerprint.split(" "), one.fingerprint.split(" ")
+    same_input = len(recorded) == len(asked) == 3 and recorded[2] == asked[2]
+    return "renamed" if recorded[0] == asked[0] and same_input else "replaced"
+
+
+def _in_words(row: _Row) -> str:
+    """The first difference, as a sentence."""
+    recorded = f"{_name(row.recorded.fingerprint)} (step {row.recorded.step})" if row.recorded is not None else ""
+    asked = f"{_name(row.asked.fingerprint)} (step {row.asked.step})" if row.asked is not None else ""
+    match row.verdict:
+        case "other input":
+            return f"{recorded} was recorded with another input than the code gives it now"
+        case "renamed" | "replaced":
+            return f"{recorded} was recorded, the code asks {asked} instead"
+        case "moved" if recorded and asked:
+            return f"{recorded} was moved: it is {asked} now"
+        case "moved":
+            return f"{recorded or asked} was moved"
+        case "inserted":
+            return f"{asked} is new: the record has something else there"
+        case "removed":
+            return f"{recorded} was recorded, the code no longer asks it"
+        case _:
+            return "the code asks for something else than what was recorded"
+
+
+def _table(fitting: Sequence[Entry], rows: Sequence[_Row]) -> list[str]:
+    both = [*(_Row("=", entry, _Asked(entry.step, entry.fingerprint, entry.site, "")) for entry in fitting), *rows]
+    left, right = _column("recorded", [row.recorded for row in both]), _column("asked by the code", [row.asked for row in both])
+    marks, verdicts = [" ", *(row.mark for row in both)], ["", *(row.verdict for row in both)]
+    return [f"  {mark} {one} | {other}  {verdict}".rstrip() for mark, one, other, verdict in zip(marks, left, right, verdicts, strict=True)]
+
+
+def _column(head: str, cells: Sequence[Entry | _Asked | None]) -> list[str]:
+    steps, names = [one.step if one else "" for one in cells], [_name(one.fingerprint) if one else "" for one in cells]
+    wide = [max(map(len, column), default=0) for column in (steps, names)]
+    lines = [f"{step:<{wide[0]}}  {name:<{wide[1]}}  {one.site if one else ''}" for step, name, one in zip(steps, names, cells, strict=True)]
+    width = max(map(len, (head, *lines)))
+    return [f"{line:<{width}}" for line in (head, *lines)]
+
+
+def _name(fingerprint: str) -> str:
+    """Kind and name, without the digest."""
     return " ".join(fingerprint.split(" ")[:2])
-
-
-def _row(mark: str, recorded: str, asked: str, why: str = "") -> str:
-    return f"  {mark} {recorded:<64} | {asked:<64} {why}".rstrip()
 
 
 __all__ = [

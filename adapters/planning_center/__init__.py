@@ -11,13 +11,11 @@ from adapters.planning_center.settings import TOKEN, settings
 from adapters.sync_store import Records
 from domains.sync import activities
 from domains.sync.failures import (
+    CheckFailure,
     Malformed,
     NotConfigured,
-    NotFound,
     PlanFault,
     RateLimited,
-    Refused,
-    Unauthorized,
     Unavailable,
     UnknownAdapter,
     UnknownEntity,
@@ -87,7 +85,7 @@ async def get_api_client(request: GetClient) -> Result[ApiClient, NotConfigured 
     return Success(ApiClient(request.org_id, request.adapter_name, TOKEN))
 
 
-async def check_source(request: CheckSource) -> Result[None, Unreachable | Unauthorized | NotConfigured | NotFound | Refused]:
+async def check_source(request: CheckSource) -> Result[None, CheckFailure]:
     """Whether the source is there and takes the credential. A quota that is used up says yes to both."""
     opened = open_source(1.0)
     if isinstance(opened, Failure):

@@ -7,21 +7,21 @@ from datetime import UTC, datetime
 from typing import Any
 
 from adapters.sync_store import Record
-from domains.sync.failures import Malformed
+from domains.sync.failures import Unexpected
 from domains.sync.manifest import Entity
 from flowdsl import Failure, Result, Success
 
 Document = Mapping[str, Any]
 
 
-def records(what: str, document: Document, entity: Entity, owner: str | None = None) -> Result[list[Record], Malformed]:
+def records(what: str, document: Document, entity: Entity, owner: str | None = None) -> Result[list[Record], Unexpected]:
     """The rows of a document; `owner` is whose rows were asked for, which some rows do not say themselves."""
     data = document["data"]
     rows: list[Any] = data if isinstance(data, list) else [data]
     try:
         return Success([_record(row, entity, owner) for row in rows])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        return Failure(Malformed(f"{what}: a row is not as documented ({type(error).__name__}: {error})"))
+        return Failure(Unexpected(what, f"{type(error).__name__}: {error}"))
 
 
 def _record(row: Any, entity: Entity, owner: str | None) -> Record:

@@ -58,15 +58,19 @@ async def measure_entity(request: Measure) -> Result[Extent, SourceFailure]:
     asked = await opened.unwrap().get(entity.path, parameters)
     if isinstance(asked, Failure):
         return asked
-    document = asked.unwrap().document
-    read = records(f"GET /{entity.path}", document, entity)
+    answer = asked.unwrap()
+    read = records(f"GET /{entity.path}", answer.document, entity)
     if isinstance(read, Failure):
         return read
-    counted = total(document)
+    counted = total(answer.document)
     async with this_attempt().connection() as connection:
         live = await Records(connection, request.order.org_id, request.order.adapter_name, entity.name).live()
-    newest = next((row.changed for row in read.unwrap()), None)
-    return Success(Extent(None if counted == CAP else counted, newest, live))
+    return Success(Extent(None if counted == CAP else counted, newest(read.unwrap(), answer.at), live))
+
+
+def newest(rows: Sequence[Record], at: datetime) -> datetime | None:
+    """The newest change among rows. One dated in the future counts as now: it must not hide what changes until then."""
+    return max((min(row.changed, at) for row in rows if row.changed is not None), default=None)
 
 
 @frozen
@@ -127,7 +131,7 @@ class _Job:
                 records=counted.changed if self.order.counts_changes else counted.fresh,
                 deleted=buried,
                 next=following,
-                newest=max((row.changed for row in rows if row.changed is not None), default=None),
+                newest=newest(rows, answer.at),
                 pause=pause(answer.quota, definition.pause) if following else timedelta(),
                 total=None if cursor.since else total(answer.document),
             )

@@ -5,14 +5,12 @@ from __future__ import annotations
 from typing import Never
 
 from domains.sync.failures import (
+    CheckFailure,
     Malformed,
     NotConfigured,
-    NotFound,
     PlanFault,
     RateLimited,
-    Refused,
     SourceFailure,
-    Unauthorized,
     Unavailable,
     UnknownAdapter,
     UnknownEntity,
@@ -70,7 +68,7 @@ def get_api_client(request: GetClient) -> Result[ApiClient, NotConfigured | Unkn
 
 
 @activity("CheckSource", retry=BRIEF, timeout="60s")
-def check_source(request: CheckSource) -> Result[None, Unreachable | Unauthorized | NotConfigured | NotFound | Refused]: ...
+def check_source(request: CheckSource) -> Result[None, CheckFailure]: ...
 
 
 @activity("GetSyncParameters", retry=STORE)

@@ -41,6 +41,17 @@ class Malformed:
 
 
 @frozen
+class Unexpected:
+    """An answer that can be read and is not as documented: to ask again would bring the same."""
+
+    what: str
+    problem: str
+
+    def __str__(self) -> str:
+        return f"{self.what}: the answer is not as documented: {self.problem}"
+
+
+@frozen
 class Unauthorized:
     """The credential was refused: `hint` is the source's own word for why."""
 
@@ -142,6 +153,7 @@ class UnknownTarget:
 
 
 PlanFault: TypeAlias = UnbreakableCycle | UnknownTarget
-SourceFailure: TypeAlias = Unavailable | RateLimited | Malformed | Unauthorized | Refused | NotFound | NotConfigured
+SourceFailure: TypeAlias = Unavailable | RateLimited | Malformed | Unexpected | Unauthorized | Refused | NotFound | NotConfigured
 EntityFailure: TypeAlias = SourceFailure | UnknownAdapter | UnknownEntity
-MainFailure: TypeAlias = PlanFault | UnknownAdapter | Unauthorized | NotConfigured | Unreachable | NotFound | Refused
+CheckFailure: TypeAlias = Unreachable | Unauthorized | NotConfigured | NotFound | Refused | Unexpected
+MainFailure: TypeAlias = PlanFault | UnknownAdapter | CheckFailure

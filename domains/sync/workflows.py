@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
-from typing import TypeAlias
+from typing import Never, TypeAlias
 
 from attrs import evolve, frozen
 
@@ -172,7 +172,7 @@ def main_sync(order: MainSync) -> Steps[MainSynced, MainFailure]:
     )
     if order.sync_type == "full":
         outcomes = yield from caught_up(order, loaded.manifest, outcomes)
-    yield from each_attempt(links_between(order, loaded.manifest, graph, outcomes), link_entity)
+    yield from each_attempt(links_between(order, graph, outcomes), linked)
     results = tuple(entity_result(name, outcomes[name]) for name in graph.sync_order)
     yield from report(f"{sum(one.status == 'completed' for one in results)} of {len(results)} entities completed")
     return MainSynced(order.org_id, order.adapter_name, order.sync_type, len(results), results)
@@ -219,7 +219,14 @@ def first_list(manifest: Manifest) -> str:
     return next((entity.path for entity in manifest.entities if not entity.nested), "")
 
 
-def links_between(order: MainSync, manifest: Manifest, graph: Graph, outcomes: Mapping[str, Ended]) -> list[LinkRows]:
+@do
+def linked(rows: LinkRows) -> Steps[None, Never]:
+    """Dangling references are no failure: what they name comes with a later delta, or is gone."""
+    made = yield from link_entity(rows)
+    yield from report(f"{rows.entity_name}.{rows.relationship}: {made.links} links, {made.dangling} dangling")
+
+
+def links_between(order: MainSync, graph: Graph, outcomes: Mapping[str, Ended]) -> list[LinkRows]:
     """The relationships left for now whose both sides have been loaded."""
     there = {name for name, outcome in outcomes.items() if isinstance(outcome, Success)}
     return [

@@ -41,7 +41,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="short windows and two rounds: under 40 seconds")
     parser.add_argument("--rounds", type=int, help="interleaved rounds (default 3; 2 with --quick)")
-    parser.add_argument("--seconds", type=float, help="of each window (default 3; 0.5 with --quick)")
+    parser.add_argument("--seconds", type=float, help="of each window (default 3; 0.4 with --quick)")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output, with every sample")
     parser.add_argument("--database", metavar="URL", help="a server where databases may be made (default: the embedded one)")
     parser.add_argument("--only", help=f"some of {','.join(WORKLOADS)}, with commas")
@@ -52,7 +52,7 @@ def arguments() -> argparse.Namespace:
     if unknown := set(chosen.only) - WORKLOADS.keys():
         parser.error(f"no such workload: {', '.join(sorted(unknown))} (there are {', '.join(WORKLOADS)})")
     chosen.rounds = chosen.rounds or (2 if chosen.quick else 3)
-    chosen.seconds = chosen.seconds or (0.5 if chosen.quick else 3.0)
+    chosen.seconds = chosen.seconds or (0.4 if chosen.quick else 3.0)
     chosen.loop = chosen.loop or ("uvloop" if find_spec("uvloop") else "asyncio")
     return chosen
 
@@ -105,6 +105,9 @@ class Bench:
             return None
         peer = await Dbos.begin(await stack.enter_async_context(scratch(url, "dbos")))
         stack.push_async_callback(peer.end)
+        if not await peer.ready():
+            self._console.print("[yellow]without DBOS: it did not start; what it said stands above[/yellow]")
+            return None
         return peer
 
     async def _latency(self, url: str, dsn: str) -> None:

@@ -25,9 +25,14 @@ class Dbos:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
         )
-        peer = cls(process)
-        await peer._line("ready")
-        return peer
+        return cls(process)
+
+    async def ready(self) -> bool:
+        """Whether it came up."""
+        try:
+            return bool(await self._line("ready"))
+        except (RuntimeError, TimeoutError):
+            return False
 
     async def window(self, in_flight: int, seconds: float) -> str:
         self._process.stdin.write(f"{in_flight} {seconds}\n".encode())

@@ -1,19 +1,24 @@
-"""A fresh, migrated database for each test, on the server of FLOWDSL_TEST_DATABASE_URL."""
+"""A server for the whole run, a fresh migrated database for each test. FLOWDSL_TEST_DATABASE_URL names another server than our own."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
 
 import asyncpg
 import pytest
 
+from flowdsl.postgres.embedded import start
 from flowdsl.postgres.store import migrate
 
 
 def at(dsn: str, name: str) -> str:
+    """The DSN of another database of the same server."""
     return urlunsplit(urlsplit(dsn)._replace(path=f"/{name}"))
 
 
@@ -23,11 +28,17 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(scope="session")
-def server() -> str:
-    dsn = os.environ.get("FLOWDSL_TEST_DATABASE_URL")
-    if not dsn:
-        pytest.skip("FLOWDSL_TEST_DATABASE_URL is not set")
-    return dsn
+def server() -> Iterator[str]:
+    """A fast server of our own: what a crash of the server itself loses is not asked of it."""
+    named = os.environ.get("FLOWDSL_TEST_DATABASE_URL")
+    if named:
+        yield named
+        return
+    folder = Path(tempfile.mkdtemp(prefix="flowdsl-tests-"))
+    folder.chmod(0o755)
+    with start(folder, durable=False) as running:
+        yield running.dsn
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
@@ -43,9 +54,10 @@ async def template(server: str) -> AsyncIterator[str]:
 
 @pytest.fixture
 async def database(server: str, template: str) -> AsyncIterator[str]:
+    """The DSN of a migrated database that nobody else uses."""
     name = f"flowdsl_test_{uuid4().hex[:12]}"
     connection = await asyncpg.connect(server)
-    await connection.execute(f'create database "{name}" template "{template}"')
+    await connection.execute(f'create database "{name}" template "{template}" strategy file_copy')
     yield at(server, name)
     await connection.execute(f'drop database "{name}" with (force)')
     await connection.close()

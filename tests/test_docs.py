@@ -1,0 +1,39 @@
+"""What the README and the tutorial show is run: each Python block as a script of its own, beside the hello.py that the page shows."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "docs" / "tutorial.md"]
+
+
+def blocks(page: Path) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_block_runs(page: Path, tmp_path: Path) -> None:
+    found = blocks(page)
+    assert len(found) >= 2
+    for number, block in enumerate(found):
+        name = re.match(r"# (\w+\.py)\n", block)
+        script = tmp_path / (name[1] if name else f"block_{number}.py")
+        script.write_text(block, encoding="utf-8")
+        done = subprocess.run([sys.executable, script.name], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, f"block {number} of {page.name}:\n{block}\n{done.stderr}"
+
+
+def test_both_pages_show_the_same_hello() -> None:
+    assert len({block for page in PAGES for block in blocks(page) if block.startswith("# hello.py")}) == 1
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in [*PAGES, *(ROOT / "docs").rglob("*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.relative_to(ROOT)} links to {target}"
