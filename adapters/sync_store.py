@@ -165,14 +165,29 @@ class Records:
         """Rows of these owners are to be read again."""
         await self.connection.execute(_ASK + "select $1, $2, $3, o, $5 from unnest($4::text[]) o order by o" + _AGAIN, *self._place, list(owners), at)
 
-    async def ask_all(self, owner_entity: str, at: datetime, *, live: bool) -> None:
-        """Rows of every owner that is here (`live`), and of every owner that is gone and has left some."""
-        query = _ASK + (
-            "select $1, $2, $3, o.id, $5 from sync.records o where o.org = $1 and o.adapter = $2 and o.entity = $4 and ((o.deleted_at is null and"
-            " $6::bool) or (o.deleted_at is not null and exists (select from sync.records r where r.org = $1 and r.adapter = $2 and r.entity = $3"
-            " and r.owner = o.id and r.deleted_at is null))) order by o.id"
+    async def ask_all(self, owner_entity: str, at: datetime) -> None:
+        """Rows of every owner that is here are to be read again."""
+        await self._ask_where(owner_entity, at, "o.deleted_at is null")
+
+    async def ask_bereft(self, owner_entity: str, at: datetime) -> None:
+        """The same for every owner that is gone and has left rows."""
+        await self._ask_where(owner_entity, at, "o.deleted_at is not null and exists (select from sync.records r where {} and r.deleted_at is null)")
+
+    async def ask_differing(self, owner_entity: str, at: datetime, *, owner_says: str, rows_say: str) -> None:
+        """The same for every owner that names others than its rows do, or does not say."""
+        told = "o.relationships -> $6::text"
+        theirs = f"array(select e ->> 'id' from json_array_elements({told}) e order by 1)"
+        ours = "array(select r.relationships -> $7::text ->> 'id' from sync.records r where {} and r.deleted_at is null order by 1)"
+        differs = f"case when json_typeof({told}) = 'array' then {theirs} is distinct from {ours} else true end"
+        await self._ask_where(owner_entity, at, f"o.deleted_at is null and {differs}", owner_says, rows_say)
+
+    async def _ask_where(self, owner_entity: str, at: datetime, condition: str, *arguments: str) -> None:
+        """In the condition, `o` is the owner and `{}` stands for what makes `r` a row of it."""
+        theirs = "r.org = $1 and r.adapter = $2 and r.entity = $3 and r.owner = o.id"
+        query = "select $1, $2, $3, o.id, $5 from sync.records o where o.org = $1 and o.adapter = $2 and o.entity = $4 and "
+        await self.connection.execute(
+            _ASK + query + condition.replace("{}", theirs) + " order by o.id" + _AGAIN, *self._place, owner_entity, at, *arguments
         )
-        await self.connection.execute(query + _AGAIN, *self._place, owner_entity, at, live)
 
     async def asked(self, limit: int) -> list[str]:
         """Owners whose rows are to be read again, those first that have waited longest."""

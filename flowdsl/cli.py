@@ -420,8 +420,9 @@ def cancel(id: str, reason: str, database: str | None) -> None:
 
     async def work(store: Store) -> int:
         summary = await store.summary(id)
-        said = await store.send(summary.tenant, id, "cancel", "", json.dumps(reason).encode(), f"cancel-{id}")
-        click.echo("it has ended already" if said == "ended" else "asked")
+        over = summary.status in ("succeeded", "failed", "cancelled")
+        said = "ended" if over else await store.send(summary.tenant, id, "cancel", "", json.dumps(reason).encode(), f"cancel-{id}")
+        click.echo({"ended": "it has ended already", "again": "asked already"}.get(said, "asked"))
         return 1 if said == "ended" else 0
 
     _on_store(database, work)

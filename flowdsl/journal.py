@@ -441,7 +441,7 @@ def _compared(entries: Sequence[Entry], index: int, fold: Fold) -> tuple[str, li
         lines.append(f"  + the end: {end}")
     if wrong.asked is not None and wrong.asked.place:
         lines.append(f"    asked at {wrong.asked.place}")
-    return _in_words(wrong), lines
+    return _in_words(wrong, ended=end is not None), lines
 
 
 def _asked_next(recorded: Sequence[Entry], fold: Fold) -> list[_Asked]:
@@ -508,7 +508,7 @@ def _replaced(entry: Entry, one: _Asked) -> str:
     return "renamed" if recorded[0] == asked[0] and same_input else "replaced"
 
 
-def _in_words(row: _Row) -> str:
+def _in_words(row: _Row, *, ended: bool) -> str:
     """The first difference, as a sentence."""
     recorded = f"{_name(row.recorded.fingerprint)} (step {row.recorded.step})" if row.recorded is not None else ""
     asked = f"{_name(row.asked.fingerprint)} (step {row.asked.step})" if row.asked is not None else ""
@@ -518,13 +518,13 @@ def _in_words(row: _Row) -> str:
         case "renamed" | "replaced":
             return f"{recorded} was recorded, the code asks {asked} instead"
         case "moved" if recorded and asked:
-            return f"{recorded} was moved: it is {asked} now"
+            return f"{recorded} was moved: it is step {row.asked.step if row.asked else ''} now"
         case "moved":
             return f"{recorded or asked} was moved"
         case "inserted":
             return f"{asked} is new: the record has something else there"
         case "removed":
-            return f"{recorded} was recorded, the code no longer asks it"
+            return f"{recorded} was recorded, the code {'ends before it' if ended else 'no longer asks it'}"
         case _:
             return "the code asks for something else than what was recorded"
 

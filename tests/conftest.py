@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
@@ -41,23 +42,27 @@ def server() -> Iterator[str]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture(scope="session")
-async def template(server: str) -> AsyncIterator[str]:
-    name = f"flowdsl_template_{uuid4().hex[:12]}"
+async def _execute(server: str, statement: str) -> None:
     connection = await asyncpg.connect(server)
-    await connection.execute(f'create database "{name}"')
-    await migrate(at(server, name))
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+@pytest.fixture(scope="session")
+def template(server: str) -> Iterator[str]:
+    name = f"flowdsl_template_{uuid4().hex[:12]}"
+    asyncio.run(_execute(server, f'create database "{name}"'))
+    asyncio.run(migrate(at(server, name)))
     yield name
-    await connection.execute(f'drop database "{name}" with (force)')
-    await connection.close()
+    asyncio.run(_execute(server, f'drop database "{name}" with (force)'))
 
 
 @pytest.fixture
-async def database(server: str, template: str) -> AsyncIterator[str]:
+def database(server: str, template: str) -> Iterator[str]:
     """The DSN of a migrated database that nobody else uses."""
     name = f"flowdsl_test_{uuid4().hex[:12]}"
-    connection = await asyncpg.connect(server)
-    await connection.execute(f'create database "{name}" template "{template}" strategy file_copy')
+    asyncio.run(_execute(server, f'create database "{name}" template "{template}" strategy file_copy'))
     yield at(server, name)
-    await connection.execute(f'drop database "{name}" with (force)')
-    await connection.close()
+    asyncio.run(_execute(server, f'drop database "{name}" with (force)'))

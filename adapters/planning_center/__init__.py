@@ -107,12 +107,12 @@ async def get_sync_parameters(request: GetParameters) -> Result[SyncParameters, 
     order = request.order
     async with this_attempt().connection() as connection:
         row = await connection.fetchrow(
-            "select clock_timestamp() as now, s.watermark, coalesce(s.surplus, 0) as surplus from (select) one"
+            "select clock_timestamp() as now, s.watermark, coalesce(s.unlisted, 0) as unlisted from (select) one"
             " left join sync.statuses s on s.org = $1 and s.adapter = $2 and s.entity = $3",
             order.org_id, order.adapter_name, order.entity_name,
         )  # fmt: skip
     watermark = row["watermark"] if order.sync_type == "delta" else None
-    return Success(SyncParameters(row["now"], watermark - request.overlap if watermark else None, row["surplus"]))
+    return Success(SyncParameters(row["now"], watermark - request.overlap if watermark else None, row["unlisted"]))
 
 
 async def update_sync_status(request: SyncStatus) -> Result[None, Never]:
@@ -120,11 +120,11 @@ async def update_sync_status(request: SyncStatus) -> Result[None, Never]:
     order = request.order
     async with this_attempt().transaction() as connection:
         await connection.execute(
-            "insert into sync.statuses as s (org, adapter, entity, watermark, surplus, sync_type, records, completed_at)"
+            "insert into sync.statuses as s (org, adapter, entity, watermark, unlisted, sync_type, records, completed_at)"
             " values ($1, $2, $3, $4, coalesce($5, 0), $6, $7, $8) on conflict (org, adapter, entity) do update set"
-            " watermark = greatest(s.watermark, excluded.watermark), surplus = coalesce($5, s.surplus), sync_type = excluded.sync_type,"
+            " watermark = greatest(s.watermark, excluded.watermark), unlisted = coalesce($5, s.unlisted), sync_type = excluded.sync_type,"
             " records = excluded.records, completed_at = excluded.completed_at",
-            order.org_id, order.adapter_name, order.entity_name, request.newest, request.surplus, order.sync_type, request.records,
+            order.org_id, order.adapter_name, order.entity_name, request.newest, request.unlisted, order.sync_type, request.records,
             request.completed_at,
         )  # fmt: skip
     return Success(None)

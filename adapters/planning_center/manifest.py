@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from domains.sync.manifest import Entity, Manifest, Merge, Relationship
+from domains.sync.manifest import Entity, Manifest, Merge, Mirror, Relationship
 
 _PERSON = (Relationship("person", "Person", required=True),)
 
@@ -32,6 +32,7 @@ PEOPLE = Manifest(
             "households/{owner}/household_memberships",
             relationships=(Relationship("household", "Household", required=True), *_PERSON),
             owner="household",
+            mirror=Mirror("people", "person"),
             changed=None,
         ),
         # Another address that is made primary takes the flag from its siblings, whose updated_at stays.

@@ -240,14 +240,18 @@ class _Job:
         )
 
     async def _fill(self, store: Records) -> None:
-        """Before the first round over an entity that has no list of its own."""
-        if not self.entity.nested or self.entity.owner_entity is None or self.order.cursor.offset:
+        """Before the first round over an entity that has no list of its own. A delta finds the owners that changed on the list already."""
+        owners, mirror, order = self.entity.owner_entity, self.entity.mirror, self.order.order
+        if not self.entity.nested or owners is None or self.order.cursor.offset:
             return
         at = self.order.parameters.started_at
-        if self.order.order.subject is not None:
-            await store.ask([self.order.order.subject], at)
-        else:
-            await store.ask_all(self.entity.owner_entity, at, live=self.order.comparing)
+        if order.subject is not None:
+            return await store.ask([order.subject], at)
+        await store.ask_bereft(owners, at)
+        if order.sync_type == "full" or (order.sync_type == "reconciliation" and mirror is None):
+            await store.ask_all(owners, at)
+        elif order.sync_type == "reconciliation" and mirror is not None:
+            await store.ask_differing(owners, at, owner_says=mirror.owner_says, rows_say=mirror.rows_say)
 
     async def _rows_of(self, owner: str, grant: Grant) -> Result[tuple[list[Record], Quota | None], SourceFailure]:
         """All rows of one owner, over all their pages."""

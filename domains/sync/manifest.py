@@ -34,6 +34,16 @@ class Merge:
 
 
 @frozen
+class Mirror:
+    """An owner says itself who its rows point at, so that a comparison need not read every owner's rows."""
+
+    owner_says: str
+    """The owner's relationship to many."""
+    rows_say: str
+    """The rows' relationship to one of them."""
+
+
+@frozen
 class Entity:
     """One kind of record, and what its endpoints can do."""
 
@@ -49,6 +59,7 @@ class Entity:
     """The relationship to the row that this one hangs on."""
     siblings: str | None = None
     """Where all rows of one owner are listed, if changing one row may change its siblings without a trace."""
+    mirror: Mirror | None = None
     merge: Merge | None = None
     aliases: tuple[str, ...] = ()
     """Other names under which the source speaks of this type."""

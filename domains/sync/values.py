@@ -155,8 +155,8 @@ class SyncParameters:
     """The store's time: what was met from then on belongs to this sync."""
     since: datetime | None
     """The newest change seen so far, less the overlap."""
-    surplus: int
-    """How many rows more than we keep the source counted, when both were last known to agree."""
+    unlisted: int
+    """How many rows the source counts and does not list, as of the last comparison."""
 
 
 @frozen
@@ -176,7 +176,13 @@ class Extent:
 
     @property
     def surplus(self) -> int | None:
+        """How many rows more the source counts than we have; fewer means that rows of ours are gone there."""
         return None if self.total is None else self.total - self.live
+
+    @property
+    def unlisted(self) -> int | None:
+        """After a comparison: rows that the source counts and does not list. What is missing there is never one of these."""
+        return None if self.surplus is None else max(0, self.surplus)
 
 
 @frozen
@@ -217,7 +223,7 @@ class SyncStatus:
     order: EntitySync
     records: int
     newest: datetime | None
-    surplus: int | None
+    unlisted: int | None
     completed_at: datetime
 
 

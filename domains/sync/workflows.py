@@ -108,11 +108,11 @@ def every_row(job: Job, route: Route) -> Steps[Tally, SourceFailure]:
     moving_since = None if changes_only else (yield from measured(job)).newest
     done = yield from rounds(job, (route.endpoint, *route.then), moving_since)
     extent = yield from measured(job)
-    if changes_only and route.again and extent.surplus not in (None, job.parameters.surplus):
+    if changes_only and route.again and extent.surplus not in (None, job.parameters.unlisted):
         yield from report(f"{job.order.entity_name}: {extent.total} rows at the source, {extent.live} here: all are compared")
         done = done.and_then((yield from rounds(evolve(job, comparing=True), route.again, extent.newest)))
         extent = yield from measured(job)
-    yield from update_sync_status(SyncStatus(job.order, done.records, done.newest, extent.surplus, (yield from now())))
+    yield from update_sync_status(SyncStatus(job.order, done.records, done.newest, extent.unlisted, (yield from now())))
     return done
 
 

@@ -568,4 +568,3 @@ class TestImplementations:
         resident.feed(broken)
         assert resident.dropped
         assert stage.causes == ["'a bug'"]
-

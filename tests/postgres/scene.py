@@ -42,7 +42,9 @@ def mail(to: str, name: str = "news", *, kind: Any = "signal", body: bytes = b"1
     return Sent(to, kind, name, body, uuid4().hex)
 
 
-def turn(execution: str, epoch: int = 1, *, state: str | None = None, seen: int = 0, exit: bytes | None = None, wake: Any = None, **parts: Any) -> Commit:
+def turn(
+    execution: str, epoch: int = 1, *, state: str | None = None, seen: int = 0, exit: bytes | None = None, wake: Any = None, **parts: Any
+) -> Commit:
     """A turn as a worker hands it to its committer; `parts` are those of `Turn`."""
 
     def nobody(*_: Any) -> None: ...

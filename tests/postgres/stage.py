@@ -67,7 +67,9 @@ class Stage:
         return self.deployments[-1]
 
     @asynccontextmanager
-    async def worker(self, *workflows: Workflow[Any, Any, Any], dsn: str | None = None, deployment: Deployment | None = None, **tuning: Any) -> AsyncIterator[Worker]:
+    async def worker(
+        self, *workflows: Workflow[Any, Any, Any], dsn: str | None = None, deployment: Deployment | None = None, **tuning: Any
+    ) -> AsyncIterator[Worker]:
         deployment = deployment or self.deployment(*workflows)
         async with await Store.open(dsn or self.dsn) as store, Worker(deployment, store, evolve(BRISK, **tuning)) as worker:
             yield worker

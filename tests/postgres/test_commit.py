@@ -97,9 +97,7 @@ class TestRepeats:
 
         async def stored() -> list[Any]:
             tables = "executions", "journal", "mailbox", "audit"
-            return [
-                row for table in tables for row in await scene.watcher.fetch(f"select md5(x::text) from flowdsl.{table} x order by 1")
-            ]
+            return [row for table in tables for row in await scene.watcher.fetch(f"select md5(x::text) from flowdsl.{table} x order by 1")]
 
         before = await stored()
         assert [len(await scene.mailbox(id)) for id in (one, target, open_child)] == [0, 1, 1]
@@ -338,7 +336,9 @@ class TestStarts:
         assert await start(scene.watcher, key, ids=[id]) == [(id, "new", "running")]
         assert await scene.count("executions") == 1
 
-    @pytest.mark.parametrize(("reuse", "outcome"), [("join", "joined"), ("reject", "rejected"), ("after_close", "joined"), ("after_failure", "joined")])
+    @pytest.mark.parametrize(
+        ("reuse", "outcome"), [("join", "joined"), ("reject", "rejected"), ("after_close", "joined"), ("after_failure", "joined")]
+    )
     async def test_two_race_for_a_key(self, scene: Scene, reuse: str, outcome: str) -> None:
         first, second = await scene.connection(), await scene.connection()
         open_start = first.transaction()
@@ -512,7 +512,9 @@ class TestDeaths:
         assert await scene.count("workers") == 1
 
 
-async def send_signal(scene: Scene, to: str, *, connection: Any = None, name: str = "news", delivery: str | None = None, tenant: str = "default") -> str:
+async def send_signal(
+    scene: Scene, to: str, *, connection: Any = None, name: str = "news", delivery: str | None = None, tenant: str = "default"
+) -> str:
     query = "select flowdsl.send($1, $2, 'signal', $3, '1', $4)"
     return str(await (connection or scene.watcher).fetchval(query, tenant, to, name, delivery or an_id()))
 
@@ -620,9 +622,7 @@ class TestOneEntryInATransaction:
     async def append(self, connection: Any, owner: str, id: str, position: int = 0, epoch: int = 1) -> bool:
         one = entry(position)
         query = "select flowdsl.append_own($1,$2,$3,$4,$5,$6,$7,$8,$9,$10)"
-        return bool(
-            await connection.fetchval(query, owner, id, position, epoch, one.kind, one.at, one.step, one.fingerprint, one.site, one.body)
-        )
+        return bool(await connection.fetchval(query, owner, id, position, epoch, one.kind, one.at, one.step, one.fingerprint, one.site, one.body))
 
     async def test_it_commits_with_the_users_rows_or_not_at_all(self, scene: Scene) -> None:
         owner, connection = await scene.worker(), await scene.connection()
@@ -701,7 +701,9 @@ class TestLockOrder:
                 with suppress(asyncpg.LockNotAvailableError):  # asks to be tried again
                     await start(connection, *draw.sample(keys, draw.randint(1, 6)), reuse=reuse, parent=parent)
                 ended = draw.choice(["succeeded", "failed", "running"])
-                await connection.execute("update flowdsl.executions set status = $2, exit = '{}' where key = $1 and current", draw.choice(keys), ended)
+                await connection.execute(
+                    "update flowdsl.executions set status = $2, exit = '{}' where key = $1 and current", draw.choice(keys), ended
+                )
 
         async def signals(connection: Any) -> None:
             for _ in range(rounds):
@@ -748,7 +750,14 @@ class TestRefusedValues:
         committer = Committer(owner, lambda: connect(database))
         await committer.open()
         for id, step, epoch in ((good, "0", 1), (bad, "\ud800" if part == "surrogate" else "0", 1 if part == "surrogate" else 2**40)):
-            one = Commit(id, epoch, "default", Turn(entries=[entry(0, step=step)]), lambda c, f: outcome.update({c.execution: f}), lambda c, r: outcome.update({c.execution: "refused"}))
+            one = Commit(
+                id,
+                epoch,
+                "default",
+                Turn(entries=[entry(0, step=step)]),
+                lambda c, f: outcome.update({c.execution: f}),
+                lambda c, r: outcome.update({c.execution: "refused"}),
+            )
             committer.submit(one)
         await eventually(lambda: len(outcome) == 2, "both fates are told")
         await committer.close()
@@ -782,7 +791,11 @@ class TestTheCommitter:
         committer = Committer(owner, lambda: connect(database, lock_timeout="50"))
         await committer.open()
         for id in ids:
-            committer.submit(Commit(id, 1, "default", Turn(), lambda c, f: fates.update({c.execution: f}), lambda c, r: fates.update({c.execution: r}), "suspended"))
+            committer.submit(
+                Commit(
+                    id, 1, "default", Turn(), lambda c, f: fates.update({c.execution: f}), lambda c, r: fates.update({c.execution: r}), "suspended"
+                )
+            )
         await eventually(lambda: len(fates) == 4, "the others are told their fates while one is locked")
         assert ids[2] not in fates
         await held.rollback()

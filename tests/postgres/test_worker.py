@@ -516,7 +516,9 @@ class TestTransactions:
 
     async def test_a_commit_that_postgres_refuses_is_a_failed_attempt(self, stage: Stage) -> None:
         """A constraint that is checked at the end: known not to have happened, counted, and given up by the policy."""
-        await stage.watcher.execute("alter table marks add constraint once unique (name) deferrable initially deferred; insert into marks values ('a', '')")
+        await stage.watcher.execute(
+            "alter table marks add constraint once unique (name) deferrable initially deferred; insert into marks values ('a', '')"
+        )
         async with stage.worker(marks) as worker:
             id = await worker.start(marks, "a")
             exit = await worker.wait(id)
@@ -691,7 +693,10 @@ class TestDeployments:
         async with await Store.open(stage.dsn) as store:
             ids = [new_id() for _ in range(5)]
             await store.start([NewStart(id, "default", "one", 1, "", None, "join", b"[1]" if id == ids[2] else b'"a"') for id in ids])
-            await stage.watcher.execute("insert into flowdsl.executions (id, tenant, workflow, version, request, epoch, wake) values ($1, 'default', 'one', 1, '\"a\"', 5, now())", broken := new_id())
+            await stage.watcher.execute(
+                "insert into flowdsl.executions (id, tenant, workflow, version, request, epoch, wake) values ($1, 'default', 'one', 1, '\"a\"', 5, now())",
+                broken := new_id(),
+            )
             await stage.watcher.execute("insert into flowdsl.journal values ($1, 0, 5, 7, now(), '', 'cancel', '', 'no json', null)", broken)
             async with stage.worker(one) as worker:
                 for id in ids[:2] + ids[3:]:
@@ -787,7 +792,9 @@ class TestOwnership:
         async with stage.worker(one) as worker:
             id = new_id()
             await worker.store.start([NewStart(id, "default", "one", 1, "", None, "join", b'"a"')])
-            await stage.watcher.execute("update flowdsl.executions set owner = $2, epoch = 1, wake = null where id = $1 and owner is null", id, worker.id)
+            await stage.watcher.execute(
+                "update flowdsl.executions set owner = $2, epoch = 1, wake = null where id = $1 and owner is null", id, worker.id
+            )
             assert await worker.wait(id) == Success("a")
 
     async def test_what_was_thrown_away_in_its_first_epoch_goes_on_from_its_journal(self, stage: Stage) -> None:

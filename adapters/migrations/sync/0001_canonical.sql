@@ -59,7 +59,7 @@ create table sync.statuses (
   adapter text not null,
   entity text not null,
   watermark timestamptz,              -- the newest change that a whole walk has seen; never a time of our own
-  surplus bigint not null default 0,  -- rows that the source counts and we do not get, when both were last compared
+  unlisted bigint not null default 0, -- rows that the source counts and does not list, when we last compared
   sync_type text not null,
   records bigint not null,
   completed_at timestamptz not null,
