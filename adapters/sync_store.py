@@ -46,7 +46,7 @@ _PUT = """
 with page as materialized (
   select * from unnest($4::text[], $5::text[], $6::timestamptz[], $7::text[], $8::text[]) as p (id, owner, changed, attributes, relationships)
 ), before as materialized (
-  select r.id, r.seen_at, r.deleted_at, r.owner, r.attributes::text as attributes, r.relationships::text as relationships
+  select r.id, r.changed, r.fetched_at, r.seen_at, r.deleted_at, r.owner, r.attributes::text as attributes, r.relationships::text as relationships
     from sync.records r join page p on p.id = r.id where r.org = $1 and r.adapter = $2 and r.entity = $3
 ), put as (
   insert into sync.records as r (org, adapter, entity, id, owner, changed, attributes, relationships, fetched_at, seen_at)
@@ -62,13 +62,15 @@ with page as materialized (
 ), fates as (
   select p.id, p.owner, p.changed as moved, b.id is null or b.seen_at < $10 as fresh,
          b.id is null or b.deleted_at is not null
-           or (b.owner, b.attributes, b.relationships) is distinct from (p.owner, p.attributes, p.relationships) as changed
+           or (b.owner, b.attributes, b.relationships) is distinct from (p.owner, p.attributes, p.relationships) as changed,
+         -- Times of change are whole seconds: what we read so soon after one may have changed again, and back, before its rows were read.
+         coalesce(b.fetched_at < b.changed + interval '5 seconds', false) as unsettled
     from page p left join before b on b.id = p.id
 ), marks as (
   insert into sync.rereads (org, adapter, entity, owner, asked_at)
   select distinct $1, $2, m.entity, case when m.under_owner then f.owner else f.id end as owner, $9::timestamptz
     from fates f cross join unnest($11::text[], $12::bool[]) as m (entity, under_owner)
-   where f.changed and (not m.under_owner or (
+   where (f.changed or f.unsettled) and (not m.under_owner or (
      f.owner is not null and ($13::timestamptz is null or f.moved is null or f.moved >= $13) and exists (
        select from sync.records o
         where o.org = $1 and o.adapter = $2 and o.entity = $3 and o.owner = f.owner and o.id <> f.id and o.deleted_at is null)))

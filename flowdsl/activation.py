@@ -106,16 +106,16 @@ class Ended:
 class Turn:
     """All that follows from what was folded: committed as one. What is in `performs` and `asks` may leave once it is."""
 
-    entries: list[Entry] = field(factory=list[Entry])
-    children: list[NewChild] = field(factory=list[NewChild])
-    mails: list[Sent] = field(factory=list[Sent])
-    takes: list[int] = field(factory=list[int])
-    cancels: list[str] = field(factory=list[str])
-    audits: list[tuple[str, bytes]] = field(factory=list[tuple[str, bytes]])
-    notes: list[Report] = field(factory=list[Report])
-    performs: list[Pending] = field(factory=list[Pending])
-    asks: list[Pending] = field(factory=list[Pending])
-    closed: list[str] = field(factory=list[str])
+    entries: list[Entry] = field(factory=list)
+    children: list[NewChild] = field(factory=list)
+    mails: list[Sent] = field(factory=list)
+    takes: list[int] = field(factory=list)
+    cancels: list[str] = field(factory=list)
+    audits: list[tuple[str, bytes]] = field(factory=list)
+    notes: list[Report] = field(factory=list)
+    performs: list[Pending] = field(factory=list)
+    asks: list[Pending] = field(factory=list)
+    closed: list[str] = field(factory=list)
     ended: Ended | None = None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import signal
 import subprocess
@@ -124,6 +125,8 @@ def read_input(text: str, deployment: Deployment, workflow: str) -> Any:
 
 def _async(work: Callable[[], Coroutine[Any, Any, int]]) -> None:
     """Runs it on uvloop where that is installed, and leaves with its exit code."""
+    gc.freeze()  # what is loaded by now stays; a step leaves little, so look for cycles less often
+    gc.set_threshold(10_000, 20, 50)
     start: Callable[[Coroutine[Any, Any, int]], int] = asyncio.run
     with suppress(ImportError):
         from uvloop import run as start

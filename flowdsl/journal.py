@@ -266,7 +266,8 @@ class Fold:
             case Perform():
                 return codecs_of(instruction.activity.root).answer
             case Receive():
-                return codec(instruction.signal.payload) if instruction.wait else codec(instruction.signal.payload | None)
+                payload: Any = instruction.signal.payload if instruction.wait else instruction.signal.payload | None
+                return cast("Codec[Any]", codec(payload))
             case Join():
                 return codecs_of(self._definitions(instruction.child.workflow)).answer
             case Existing():

@@ -384,7 +384,7 @@ class Resident:
                 answer = await binding.implementation(request)
             else:
                 call = contextvars.copy_context()
-                answer = await asyncio.get_running_loop().run_in_executor(self.host.threads, call.run, binding.implementation, request)
+                answer = await asyncio.get_running_loop().run_in_executor(self.host.threads, lambda: call.run(binding.implementation, request))
                 if inspect.isawaitable(answer):
                     answer = await answer
             exit = answer if isinstance(answer, (Success, Failure)) else _no_result(binding, answer)

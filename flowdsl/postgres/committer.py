@@ -11,7 +11,7 @@ import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import asyncpg
 import structlog
@@ -170,7 +170,7 @@ class Committer:
                 if self._connection is None or self._connection.is_closed():
                     self._connection = await self._connect()
                 found = await (_append if all(commit.narrow for commit in batch) else _commit)(self._connection, self._worker, batch)
-                return found if found is not None else ["done"] * len(batch)
+                return cast("Sequence[Fate]", found if found is not None else ["done"] * len(batch))
             except Exception as error:
                 if not (isinstance(error, (asyncpg.PostgresError, FlowError)) or lost(error)):
                     raise  # it could not even be written down

@@ -6,7 +6,7 @@ import asyncio
 import random
 import re
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from hashlib import sha256
@@ -30,7 +30,7 @@ PATIENCE = 10.0
 
 def _is_lost(error: BaseException) -> bool:
     return isinstance(error, (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)) or (
-        isinstance(error, asyncpg.PostgresError) and str(error.sqlstate or "")[:3] in ("57P", "533")
+        isinstance(error, asyncpg.PostgresError) and str(getattr(error, "sqlstate", None) or "")[:3] in ("57P", "533")
     )
 
 
@@ -44,7 +44,7 @@ def lost(error: BaseException) -> bool:
 
 def refuses(error: BaseException) -> bool:
     """Whether Postgres refuses a value, now and at each repeat."""
-    return isinstance(error, asyncpg.PostgresError) and str(error.sqlstate or "")[:2] in ("22", "23", "54")
+    return isinstance(error, asyncpg.PostgresError) and str(getattr(error, "sqlstate", None) or "")[:2] in ("22", "23", "54")
 
 
 def shown_dsn(dsn: str) -> str:
@@ -230,7 +230,7 @@ class Store:
         await self.close()
 
     @asynccontextmanager
-    async def connection(self) -> AsyncIterator[Connection]:
+    async def connection(self) -> AsyncGenerator[Connection]:
         async with self.pool.acquire() as connection:
             yield connection
 
@@ -259,6 +259,24 @@ class Store:
         )
         found = {str(row["asked"]): Started(str(row["id"]), row["outcome"], row["status"]) for row in rows}
         return [found[wish.id] for wish in wishes]
+
+    async def begin(self, worker: str, wishes: Sequence[NewStart]) -> list[Claimed]:
+        """Starts executions without a key as the worker's own. Gives those that are; the others are for anybody to claim."""
+        rows = await self.again(
+            "select * from flowdsl.begin($1, $2::uuid[], $3::text[], $4::text[], $5::int[], $6::bytea[])",
+            worker,
+            [w.id for w in wishes],
+            [w.tenant for w in wishes],
+            [w.workflow for w in wishes],
+            [w.version for w in wishes],
+            [w.request for w in wishes],
+        )
+        began = {str(row["id"]): row["started"] for row in rows if row["mine"]}
+        return [
+            Claimed(w.id, w.tenant, w.workflow, w.version, "", None, None, False, 1, 0, 0, w.request, began[w.id], False, False)
+            for w in wishes
+            if w.id in began
+        ]
 
     async def load(self, ids: Sequence[str]) -> dict[str, list[Entry]]:
         """The live part of journals: from the newest checkpoint on, and the positions below it that it names."""

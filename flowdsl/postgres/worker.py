@@ -8,7 +8,7 @@ import os
 import random
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from datetime import datetime, timedelta
@@ -81,7 +81,7 @@ class Worker:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._poller: asyncio.Task[None] | None = None
         self._transactions: Any = None
-        self._ends: dict[str, asyncio.Future[None]] = {}
+        self._ends: dict[str, asyncio.Future[tuple[Workflow[Any, Any, Any], bytes] | None]] = {}
         self._mailed: set[str] = set()
         self._wishes: list[tuple[NewStart, asyncio.Future[Started]]] = []
 
@@ -189,14 +189,17 @@ class Worker:
         """How an execution ended; waits for it. Raises `StoreError` when it is blocked: the cause needs a person."""
         while True:
             ended = self._ends.setdefault(id, asyncio.get_running_loop().create_future())
-            summary = await self.store.summary(id)
-            if summary.status in ENDED:
-                self._ends.pop(id, None)
-                return decode_exit(self.deployment.workflow(summary.workflow), summary.exit or b"")
-            if summary.status == "blocked":
-                self._ends.pop(id, None)
-                raise StoreError(f"execution {id} is blocked: {summary.cause}", "See `flowdsl status` and `flowdsl journal`")
+            if id not in self.residents:
+                summary = await self.store.summary(id)
+                if summary.status in ENDED:
+                    self._ends.pop(id, None)
+                    return decode_exit(self.deployment.workflow(summary.workflow), summary.exit or b"")
+                if summary.status == "blocked":
+                    self._ends.pop(id, None)
+                    raise StoreError(f"execution {id} is blocked: {summary.cause}", "See `flowdsl status` and `flowdsl journal`")
             await asyncio.wait([ended], timeout=self.tuning.poll)
+            if ended.done() and (told := ended.result()) is not None:
+                return decode_exit(*told)
 
     # As the host of residents
 
@@ -231,13 +234,14 @@ class Worker:
 
     def _told(self, commit: Commit, fate: Fate) -> None:
         turn = commit.turn
-        if fate in ("done", "awake", "again"):
-            if turn.children or turn.mails or turn.cancels:
-                self._mailed.update(mail.to for mail in turn.mails if mail.to in self.residents)
-                self._kick.set()
-            if turn.ended is not None:
-                self._tell_end(commit.execution)
+        leaves_work = turn.children or turn.mails or turn.cancels not in ([], [""])  # an end alone leaves nothing to claim
+        if leaves_work and fate in ("done", "awake", "again"):
+            self._mailed.update(mail.to for mail in turn.mails if mail.to in self.residents)
+            self._kick.set()
         resident = self.residents.get(commit.execution)
+        if turn.ended is not None and fate in ("done", "again"):
+            known = resident is not None and turn.ended.status != "blocked"
+            self._tell_end(commit.execution, (resident.activation.workflow, turn.ended.exit) if known and resident is not None else None)
         if resident is not None and resident.epoch == commit.epoch:
             if fate == "awake":
                 self._mailed.add(commit.execution)
@@ -259,10 +263,11 @@ class Worker:
         await self.store.block(self.id, id, epoch, cause)
         self._tell_end(id)
 
-    def _tell_end(self, id: str) -> None:
+    def _tell_end(self, id: str, told: tuple[Workflow[Any, Any, Any], bytes] | None = None) -> None:
+        """Wakes who waits for it here: with its exit, or to look for themselves."""
         ended = self._ends.pop(id, None)
         if ended is not None and not ended.done():
-            ended.set_result(None)
+            ended.set_result(told)
 
     def ask(self, resident: Resident, one: Pending) -> None:
         self._spawn(self._asked(resident, one), resident)
@@ -294,7 +299,7 @@ class Worker:
         return self._activity_connection()
 
     @asynccontextmanager
-    async def _activity_connection(self) -> AsyncIterator[Any]:
+    async def _activity_connection(self) -> AsyncGenerator[Any]:
         async with self._transactions.acquire() as connection:
             yield connection
 
@@ -359,7 +364,7 @@ class Worker:
 
     async def _start_these(self, wishes: list[tuple[NewStart, asyncio.Future[Started]]]) -> None:
         try:
-            outcomes = await self.store.start([wish for wish, _ in wishes])
+            outcomes = await self._outcomes([wish for wish, _ in wishes])
         except Exception as error:
             if len(wishes) > 1 and refuses(error):  # of one of them: not the others' fault
                 for one in wishes:
@@ -372,6 +377,13 @@ class Worker:
         for (_, told), outcome in zip(wishes, outcomes, strict=True):
             if not told.done():
                 told.set_result(outcome)
+
+    async def _outcomes(self, wishes: list[NewStart]) -> list[Started]:
+        """What has no key cannot be another's: it begins here, without a claim, as long as there is room."""
+        if self._stopping or not self.fit or any(wish.key or wish.parent for wish in wishes) or len(self.residents) >= self.tuning.capacity:
+            return await self.store.start(wishes)
+        await self._take([one for one in await self.store.begin(self.id, wishes) if one.id not in self.residents])
+        return [Started(wish.id, "new", "running") for wish in wishes]
 
     # Claims
 
@@ -539,7 +551,10 @@ class _Transaction:
         except asyncpg.PostgresError as error:
             if lost(error):
                 return await self._unknown(entry)
-            if isinstance(error, asyncpg.UniqueViolationError) and error.table_name == "journal" and error.schema_name == "flowdsl":
+            if isinstance(error, asyncpg.UniqueViolationError) and (getattr(error, "schema_name", ""), getattr(error, "table_name", "")) == (
+                "flowdsl",
+                "journal",
+            ):
                 return False
             raise  # the server says that it did not commit
         except Exception:
@@ -617,7 +632,7 @@ def new_id() -> str:
 
 
 @asynccontextmanager
-async def opened(deployment: Deployment, dsn: str, tuning: Tuning | None = None) -> AsyncIterator[Worker]:
+async def opened(deployment: Deployment, dsn: str, tuning: Tuning | None = None) -> AsyncGenerator[Worker]:
     """A worker over a migrated database, for the length of a block."""
     await migrate(dsn, deployment.migrations)
     async with await Store.open(dsn) as store, Worker(deployment, store, tuning) as worker:

@@ -535,7 +535,8 @@ class TestTransactions:
             await stage.at_gate("a")
             late = stage.gates.pop("a")
             owner = next(one for one in (first, second) if id in one.residents)
-            await stage.watcher.execute("update flowdsl.executions set owner = null, wake = now(), epoch = epoch + 1 where id = $1", id)
+            other = second if owner is first else first
+            await stage.watcher.execute("update flowdsl.executions set owner = $2, epoch = epoch + 1 where id = $1", id, other.id)
             await stage.at_gate("a")
             late.set_result(Success("late"))
             await eventually(lambda: id not in owner.residents or owner.residents[id].epoch > 1, "the first lets go")

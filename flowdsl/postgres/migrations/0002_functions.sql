@@ -10,7 +10,7 @@
 create function flowdsl.append(
   p_worker uuid, e_execution uuid[], e_position integer[], e_epoch integer[], e_head boolean[], e_kind smallint[], e_at timestamptz[],
   e_step text[], e_fingerprint text[], e_site text[], e_body bytea[]
-) returns text[] language plpgsql as $$
+) returns text[] language plpgsql set plan_cache_mode = force_generic_plan as $$
 declare
   heads integer;
   won uuid[];
@@ -25,8 +25,8 @@ begin
     select t.execution, t.position, t.epoch, t.kind, t.at, t.step, t.fingerprint, t.site, t.body
       from unnest(e_execution, e_position, e_epoch, e_head, e_kind, e_at, e_step, e_fingerprint, e_site, e_body)
         as t(execution, position, epoch, head, kind, at, step, fingerprint, site, body)
-      join flowdsl.executions x on x.id = t.execution and x.epoch = t.epoch and x.owner = p_worker
-     where t.head
+     where t.head  -- a look-up for each row: as a join the planner may start from all that the worker owns, for each row anew
+       and (select x.epoch = t.epoch and x.owner = p_worker from flowdsl.executions x where x.id = t.execution)
      order by t.execution
     on conflict (execution, position) do nothing
     returning execution)
@@ -136,7 +136,7 @@ begin
       from unnest(e_execution, e_position, e_epoch, e_kind, e_at, e_step, e_fingerprint, e_site, e_body, e_live)
         as e(execution, position, epoch, kind, at, step, fingerprint, site, body, live)
       join unnest(t_execution, t_head) as t(execution, head) on t.execution = e.execution and t.head = e.position
-      join flowdsl.executions x on x.id = e.execution and x.epoch = e.epoch and x.owner = p_worker
+     where (select x.epoch = e.epoch and x.owner = p_worker from flowdsl.executions x where x.id = e.execution)
      order by e.execution
     on conflict (execution, position) do nothing
     returning execution)
@@ -145,8 +145,7 @@ begin
   -- Turns without entries: a suspension, a release, an end. Guarded by owner and epoch; to repeat one changes nothing.
   select coalesce(array_agg(t.execution), '{}') into bare
     from unnest(t_execution, t_epoch, t_head) as t(execution, epoch, head)
-    join flowdsl.executions x on x.id = t.execution and x.epoch = t.epoch and x.owner = p_worker
-   where t.head is null;
+   where t.head is null and (select x.epoch = t.epoch and x.owner = p_worker from flowdsl.executions x where x.id = t.execution);
   select coalesce(array_agg(t.execution), '{}') into again
     from unnest(t_execution, t_epoch, t_head, t_state) as t(execution, epoch, head, state)
    where t.execution <> all(won || bare)
@@ -309,12 +308,32 @@ begin
   end loop;
 end $$;
 
+-- Starts without a key, by the worker that will run them: they begin as its own, without a claim. To repeat it changes nothing; the answer says of
+-- each when it began, and whether it is the worker's (not when that was declared gone meanwhile: then anybody may claim it).
+create function flowdsl.begin(p_worker uuid, p_ids uuid[], p_tenants text[], p_workflows text[], p_versions integer[], p_requests bytea[])
+returns table (id uuid, started timestamptz, mine boolean) language plpgsql set plan_cache_mode = force_generic_plan as $$
+#variable_conflict use_column
+declare
+  here uuid;
+begin
+  select w.id into here from flowdsl.workers w where w.id = p_worker and not w.gone for key share;
+  insert into flowdsl.executions (id, tenant, workflow, version, request, owner, epoch, wake)
+  select t.id, t.tenant, t.workflow, t.version, t.request, here, case when here is null then 0 else 1 end,
+         case when here is null then clock_timestamp() end
+    from unnest(p_ids, p_tenants, p_workflows, p_versions, p_requests) as t(id, tenant, workflow, version, request)
+   order by t.id
+  on conflict do nothing;
+  return query
+    select t.id, x.started, coalesce(x.owner = p_worker and x.epoch = 1, false)
+      from unnest(p_ids) as t(id), lateral (select e.started, e.owner, e.epoch from flowdsl.executions e where e.id = t.id offset 0) x;
+end $$;
+
 -- Up to `p_limit` executions that are due, or whose owner is gone. After the second death without an entry in
 -- between an execution is taken alone, so that its neighbours are not blamed for the third, which blocks it.
 create function flowdsl.claim(p_worker uuid, p_limit integer, p_workflows text[], p_suspect boolean) returns table (
   id uuid, tenant text, workflow text, version integer, scope text, key text, parent uuid, parent_step text, detached boolean, epoch integer,
   deaths integer, mail integer, request bytea, started timestamptz, taken_over boolean, blocked boolean
-) language plpgsql as $$
+) language plpgsql set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$  -- finished rows must not slow the living
 #variable_conflict use_column
 begin
   perform 1 from flowdsl.workers w where w.id = p_worker and not w.gone for key share;
