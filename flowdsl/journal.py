@@ -267,7 +267,7 @@ class Fold:
                 return codecs_of(instruction.activity.root).answer
             case Receive():
                 payload: Any = instruction.signal.payload if instruction.wait else instruction.signal.payload | None
-                return cast("Codec[Any]", codec(payload))
+                return codec(payload)
             case Join():
                 return codecs_of(self._definitions(instruction.child.workflow)).answer
             case Existing():
