@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from adapters import planning_center
+from adapters.planning_center.bindings import BINDINGS
 from domains.sync.workflows import entity_sync, main_sync
 from flowdsl import Deployment
 
 deployment = Deployment(
     workflows=[main_sync, entity_sync],
-    bindings=[*planning_center.BINDINGS],
+    bindings=[*BINDINGS],
     migrations=[Path(__file__).parent / "migrations" / "sync"],
 )

@@ -62,7 +62,7 @@ with page as materialized (
 ), fates as (
   select p.id, p.owner, p.changed as moved, b.id is null or b.seen_at < $10 as fresh,
          b.id is null or b.deleted_at is not null
-           or (b.owner, b.attributes, b.relationships) is distinct from (p.owner, p.attributes, p.relationships) as changed,
+           or (b.owner, b.changed, b.attributes, b.relationships) is distinct from (p.owner, p.changed, p.attributes, p.relationships) as changed,
          -- Times of change are whole seconds: what we read so soon after one may have changed again, and back, before its rows were read.
          coalesce(b.fetched_at < b.changed + interval '5 seconds', false) as unsettled
     from page p left join before b on b.id = p.id

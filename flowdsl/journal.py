@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from difflib import SequenceMatcher
-from functools import cache
-from inspect import getclosurevars, unwrap
+from functools import cache, partial
+from inspect import getclosurevars, signature, unwrap
 from os.path import basename
 from types import CodeType
 from typing import Any, Final, assert_never, cast, get_args, get_origin, get_type_hints
@@ -368,26 +368,28 @@ def _when(until: timedelta | datetime) -> str:
 
 def state_codec(step: Callable[[Any], Any], initial: Any) -> Codec[Any]:
     """How a loop's state is written: by the annotation of its step function, else by the class of its first state."""
-    function = unwrap(step)
-    key = (getattr(function, "__code__", None), type(initial))
+    taken = unwrap(step)
+    bound = len(taken.args) if isinstance(taken, partial) else 0
+    function = taken.func if isinstance(taken, partial) else taken if hasattr(taken, "__code__") else type(taken).__call__
+    key = (getattr(function, "__code__", None), bound, type(initial))
     if key not in _state_codecs:
-        _state_codecs[key] = codec(_state_type(function, type(initial)))
+        _state_codecs[key] = codec(_state_type(taken, function, type(initial)))
     return _state_codecs[key]
 
 
-_state_codecs: dict[tuple[CodeType | None, type], Codec[Any]] = {}  # by code: a step function is often made anew by each execution
+_state_codecs: dict[tuple[CodeType | None, int, type], Codec[Any]] = {}  # by code: a step function is often made anew by each execution
 
 
-def _state_type(function: Callable[[Any], Any], default: type) -> Any:
+def _state_type(step: Callable[[Any], Any], function: Callable[..., Any], default: type) -> Any:
     try:
         closure = getclosurevars(function).nonlocals if getattr(function, "__closure__", None) else {}
         hints = get_type_hints(function, localns=dict(closure))
-    except (NameError, TypeError):
+        state = next(iter(signature(step).parameters), "")
+    except (NameError, TypeError, ValueError):
         return default
-    returned = hints.pop("return", None)
-    if hints:
-        return next(iter(hints.values()))
-    found = get_args(returned)
+    if state in hints:
+        return hints[state]
+    found = get_args(hints.get("return"))
     return get_args(found[0])[0] if found and get_origin(found[0]) is Round else default
 
 

@@ -14,7 +14,7 @@ from attrs import frozen
 
 from adapters.planning_center.budget import Grant, block, draw, learn
 from adapters.planning_center.quota import Quota, quota, retry_after
-from adapters.planning_center.settings import TOKEN, Settings, settings
+from adapters.planning_center.settings import TOKEN, Settings, configured
 from domains.sync.failures import (
     Malformed,
     NotConfigured,
@@ -111,7 +111,7 @@ class Source:
 
 def open_source(share: float) -> Result[Source, NotConfigured]:
     """The source that the environment names."""
-    return settings().map(lambda known: Source(known, share))
+    return configured().map(lambda known: Source(known, share))
 
 
 def _answer(what: str, response: httpx2.Response, at: datetime, seen: Quota | None) -> Result[Answer, SourceFailure]:

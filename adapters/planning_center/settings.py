@@ -47,7 +47,7 @@ class Settings:
         return "pco-" + sha256(f"{self.url}\n{self.token}".encode()).hexdigest()[:24]
 
 
-def settings() -> Result[Settings, NotConfigured]:
+def configured() -> Result[Settings, NotConfigured]:
     token = os.environ.get(TOKEN, "").strip()
     url = (os.environ.get(URL, "").strip() or DEFAULT_URL).rstrip("/")
     if not token:

@@ -58,7 +58,7 @@ class Watch:
     async def window(self, what: str, in_flight: int, seconds: float) -> Sample:
         """One window, once each of the `in_flight` has made a step."""
         patience = time.perf_counter() + 10
-        while self._count() < in_flight and time.perf_counter() < patience:  # noqa: ASYNC110 - a counter that must cost the work nothing
+        while self._count() < in_flight and time.perf_counter() < patience:
             await asyncio.sleep(0.01)
         await asyncio.sleep(RAMP)
         a = await self.read()
