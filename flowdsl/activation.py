@@ -155,8 +155,7 @@ class Activation:
         """
         self.fold.replay(entries)
         machine = self.fold.machine
-        if entries:
-            machine.opened.sort(key=_over_at)
+        machine.opened.sort(key=_turn_of)
         for one in list(machine.opened):
             cut_short = isinstance(one.instruction, Perform) and one.due is None and (taken_over or one.intended)
             if cut_short and machine.pending.get(one.step) is one:
@@ -307,7 +306,7 @@ class Activation:
             case Perform():
                 self._begin_attempts(one, now)
             case Sleep():
-                self._push(_over_at(one), one, now)
+                self._push(_over_at(one, instruction.until), one, now)
             case Receive():
                 key = ("signal", instruction.signal.name, instruction.key)
                 if not instruction.wait and instruction.key is None and not self._mailbox.get(key):
@@ -519,12 +518,15 @@ class Activation:
         return Ended(status, body)
 
 
-def _over_at(one: Pending) -> datetime:
-    """When a sleep is over: what became due while nobody looked is taken in that order, and after all else."""
-    if not isinstance(one.instruction, Sleep):
-        return _EARLIEST
-    until = one.instruction.until
+def _over_at(one: Pending, until: timedelta | datetime) -> datetime:
+    """When a sleep is over."""
     return until if isinstance(until, datetime) else _later(one.opened, until)
+
+
+def _turn_of(one: Pending) -> datetime:
+    """What became due while nobody looked is taken in the order of its time, and after all else."""
+    over = _over_at(one, one.instruction.until) if isinstance(one.instruction, Sleep) else _EARLIEST
+    return over if over > one.opened else _EARLIEST
 
 
 def _later(at: datetime, span: timedelta) -> datetime:

@@ -11,6 +11,7 @@ import inspect
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
+from contextvars import copy_context
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeAlias, TypeVar
 from uuid import UUID
@@ -393,7 +394,7 @@ class Memory:
             exit = answer(request)
             if inspect.isawaitable(exit):
                 self._runner = self._runner or asyncio.Runner()
-                exit = self._runner.run(_awaited(exit))
+                exit = self._runner.run(_awaited(exit), context=copy_context())  # a runner keeps the context that it was made in
         except Exception as error:
             return defect(error)
         finally:
