@@ -380,15 +380,17 @@ class Activation:
 
     def _interrupted(self, one: Pending, now: datetime) -> None:
         activity = cast("Perform[Any, Any]", one.instruction).activity
-        number = one.attempts + 1
+        number, limit = one.attempts + 1, activity.policies.schedule_to_close
+        over = limit is not None and now >= _later(one.opened, limit)
         if activity.policies.crash == "fail":
             if one.intended:
                 self._record(one.step, FAILURE, self.fold.encode_failure(one, Interrupted()), now)
-        elif activity.policies.retry.exhausted(number):
+        elif activity.policies.retry.exhausted(number) or over:
             if Interrupted in members(activity.root.shape.failures):
                 self._record(one.step, FAILURE, self.fold.encode_failure(one, Interrupted()), now)
             else:
-                died = Defect(activity.name, f"cut short {number} times by the death of its worker: its retry policy gives no more attempts")
+                why = "its schedule_to_close is over" if over else "its retry policy gives no more"
+                died = Defect(activity.name, f"attempt {number} was cut short by the death of its worker, and {why}")
                 self._record(one.step, BUG, defect_body(died), now)
         else:
             self._record(one.step, INTERRUPTED, b'{"number":%d}' % number, now)

@@ -14,7 +14,7 @@ from functools import cache, partial
 from inspect import getclosurevars, signature, unwrap
 from os.path import basename
 from types import CodeType
-from typing import Any, Final, assert_never, cast, get_args, get_origin, get_type_hints
+from typing import Any, Final, Union, assert_never, cast, get_args, get_origin, get_type_hints
 
 from attrs import evolve, frozen
 from returns.result import Failure, Success
@@ -266,7 +266,9 @@ class Fold:
             case Perform():
                 return codecs_of(instruction.activity.root).answer
             case Receive():
-                payload: Any = instruction.signal.payload if instruction.wait else instruction.signal.payload | None
+                payload: Any = instruction.signal.payload
+                if not instruction.wait:
+                    payload = Union[payload, None]  # noqa: UP007 (the payload may be None itself, which has no `|`)
                 return codec(payload)
             case Join():
                 return codecs_of(self._definitions(instruction.child.workflow)).answer

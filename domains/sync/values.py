@@ -203,7 +203,7 @@ class PageOrder:
     @property
     def counts_changes(self) -> bool:
         """A delta reports what changed, whatever it had to look at; the others report what they met."""
-        return self.order.sync_type == "delta" and self.parameters.since is not None
+        return self.order.sync_type == "delta" and (self.parameters.since is not None or self.definition.entity.nested)
 
 
 @frozen

@@ -176,6 +176,13 @@ async def test_a_delta_finds_what_is_gone(church: Church) -> None:
         assert await church.agrees(), one
 
 
+async def test_a_delta_counts_the_members_that_changed_not_all_of_the_household(church: Church) -> None:
+    await church.sync()
+    church.change("join_household")
+    found = await church.sync("delta")
+    assert next(one.result.total_records_processed for one in found.results if one.result and one.entity_name == "HouseholdMembership") == 1
+
+
 async def test_a_delta_that_had_to_compare_reports_what_changed(church: Church) -> None:
     await church.sync()
     church.change("delete_contact")

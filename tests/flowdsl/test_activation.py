@@ -325,7 +325,16 @@ def test_an_activity_that_is_cut_short_too_often_is_a_defect() -> None:
     run = Worked(lambda: twice(1))
     assert performs(run.again(1)) == [("0", 2)]
     turn = run.again(2)
-    assert "cut short 2 times" in defect_in(turn.entries[0]).message and turn.performs == []
+    assert defect_in(turn.entries[0]).message == "attempt 2 was cut short by the death of its worker, and its retry policy gives no more"
+    assert turn.performs == []
+
+
+def test_after_schedule_to_close_it_is_not_run_again() -> None:
+    run = Worked(lambda: twice.using(schedule_to_close="1h")(1))
+    assert kinds(run.again(3599).entries) == [INTERRUPTED]
+    run = Worked(lambda: twice.using(schedule_to_close="1h")(1))
+    turn = run.again(3600)
+    assert "its schedule_to_close is over" in defect_in(turn.entries[0]).message and turn.performs == []
 
 
 def test_or_the_failure_interrupted_where_that_is_declared() -> None:
@@ -423,6 +432,14 @@ def test_a_look_gives_the_oldest_or_none_and_never_waits() -> None:
     run.ended("0", Success(1), 1)
     assert run.exit == Success(40)
     assert [entry.body for entry in run.journal[1:]] == [b"4", b"null"]
+
+
+def test_a_signal_may_carry_nothing() -> None:
+    poke = signal("poke", None)
+    run = Worked(lambda: poke.take().then(lambda _: poke.receive()).map(lambda _: 5))
+    run.activation.deliver([Mail(1, "signal", "poke", None, b"null")], EPOCH)
+    run.turn()
+    assert run.exit == Success(5)
 
 
 def test_a_lost_wait_leaves_the_mail_for_the_next() -> None:

@@ -24,7 +24,6 @@ from flowdsl import (
     Done,
     Flow,
     Next,
-    Outcome,
     Retry,
     Round,
     Skipped,
@@ -714,6 +713,3 @@ class _Drawer:
             for i in range(len(parts))
         )
         return Graph(self.pick([False, True]), parts, edges, self.number(1, 3))
-
-
-__all__ = ["Outcome", "Plan", "Shape", "Spec", "build", "install", "plans", "seeded"]

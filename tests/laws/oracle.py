@@ -13,8 +13,6 @@ from typing import Any, TypeAlias
 from attrs import define, frozen
 
 from tests.laws.flows import (
-    BOOK,
-    HOUR,
     PAUSE,
     Attempts,
     Body,
@@ -44,7 +42,6 @@ from tests.laws.flows import (
     answer_of,
     answered,
     child_pause,
-    drawn,
     install,
     mix,
     span,
@@ -737,6 +734,3 @@ def graph(spec: Graph, x: int, t: Task, undos: Undos | None) -> Work:
 def foretold(plan: Plan) -> Told:
     """What this plan must do. Raises `Tie` when it hangs on what is promised to nobody."""
     return World(plan).told()
-
-
-__all__ = ["BOOK", "HOUR", "Told", "drawn", "foretold"]

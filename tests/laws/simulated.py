@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import datetime
 from heapq import heappop, heappush
 from typing import Any
 
@@ -12,9 +12,8 @@ from returns.result import Failure, Success
 
 from flowdsl import Cancelled, Defect
 from flowdsl.activation import Activation, Turn
-from flowdsl.definition import Workflow
 from flowdsl.flow import Exit, Perform
-from flowdsl.journal import ATTEMPT, CHECKPOINT, INTERRUPTED, Entry
+from flowdsl.journal import ATTEMPT, INTERRUPTED, Entry
 from flowdsl.machine import Pending
 from flowdsl.memory import EPOCH, Memory, _Kept
 from tests.laws.flows import CALLS, DEPLOYMENT, MICROSECOND, SIGNALS, Job, Oops, Plan, Request, answer_of, answered, code, install, job, takes
@@ -22,15 +21,14 @@ from tests.laws.oracle import Told
 
 
 class Simulated(Memory):
-    """Runs a plan. `seen(kept)` is called after each commit, `crash(n)` as `Memory` does it, for the root alone."""
+    """Runs a plan; `crash(n)` as in `Memory`, for the root and its children alike."""
 
-    def __init__(self, plan: Plan, *, crash: Callable[[int], bool] | None = None, late: int = 0, seen: Callable[[_Kept], None] | None = None) -> None:
+    def __init__(self, plan: Plan, *, crash: Callable[[int], bool] | None = None) -> None:
         install(plan)
         super().__init__(DEPLOYMENT, crash=crash)
-        self.plan, self.seen = plan, seen
+        self.plan = plan
         self.agenda: list[tuple[datetime, int, Callable[[], None]]] = []
         self.made: list[tuple[int, int, int]] = []
-        self.doubled: set[tuple[str, str]] = set()
         self._number = 0
         self._tries: Counter[tuple[str, str]] = Counter()
         self._ends: dict[tuple[str, str, int], datetime] = {}
@@ -67,11 +65,6 @@ class Simulated(Memory):
             elif not dues or not self._pass_time():
                 return
 
-    def _commit(self, kept: _Kept) -> None:
-        super()._commit(kept)
-        if self.seen is not None:
-            self.seen(kept)
-
     def _let_out(self, kept: _Kept, turn: Turn) -> None:
         super()._let_out(kept, turn)
         while self._jobs:
@@ -89,9 +82,7 @@ class Simulated(Memory):
         if self._open(id, one) is None:
             return
         call, attempt = CALLS[request.tag], self._tries[id, one.step]
-        if (id, one.step, attempt) in self._ends:
-            self.doubled.add((id, one.step))
-        else:
+        if (id, one.step, attempt) not in self._ends:
             self.made.append(((self.now - EPOCH) // MICROSECOND, request.tag, request.seen))
         end = self._ends.setdefault((id, one.step, attempt), self.now + takes(call, request.seen, attempt, self.plan.order) * MICROSECOND)
         exit: Any = {
@@ -134,10 +125,3 @@ def plain(journal: list[Entry]) -> list[tuple[Any, ...]]:
         for entry in journal
         if entry.kind != INTERRUPTED
     ]
-
-
-def checkpoints(journal: list[Entry]) -> int:
-    return sum(entry.kind == CHECKPOINT for entry in journal)
-
-
-__all__ = ["Simulated", "Workflow", "checkpoints", "plain", "timedelta"]
