@@ -44,6 +44,7 @@ from flowdsl.flow import (
     Start,
 )
 from flowdsl.machine import CANCELLED, DEFECT, FAILED, OK, Checkpoint, Machine, Marker, Pending, public
+from flowdsl.policy import shown
 
 SUCCESS: Final = OK
 FAILURE: Final = FAILED
@@ -462,7 +463,7 @@ def _asked_next(recorded: Sequence[Entry], fold: Fold) -> list[_Asked]:
         fingerprint, (file, line, function) = fold.fingerprint(one), fold.machine.where(one)
         asked.append(_Asked(one.step, fingerprint, fold.site(one), f"{file}:{line} in {function}" if line else ""))
         like = next((entry for entry in left if entry.fingerprint == fingerprint), None)
-        like = like or next((entry for entry in left if _name(entry.fingerprint) == _name(fingerprint)), None)
+        like = like or next((entry for entry in left if _like(entry.fingerprint) == _like(fingerprint)), None)
         if like is not None:
             left.remove(like)
         for entry in [like] if like is not None else left:
@@ -473,7 +474,7 @@ def _asked_next(recorded: Sequence[Entry], fold: Fold) -> list[_Asked]:
 
 
 def _aligned(recorded: Sequence[Entry], asked: Sequence[_Asked], *, ended: bool) -> Iterator[_Row]:
-    names, wanted = [_name(entry.fingerprint) for entry in recorded], [_name(one.fingerprint) for one in asked]
+    names, wanted = [_like(entry.fingerprint) for entry in recorded], [_like(one.fingerprint) for one in asked]
     agree = True
     for what, i, i2, j, j2 in SequenceMatcher(None, names, wanted, autojunk=False).get_opcodes():
         gone, new = list(recorded[i:i2]), list(asked[j:j2])
@@ -481,7 +482,7 @@ def _aligned(recorded: Sequence[Entry], asked: Sequence[_Asked], *, ended: bool)
             pairs = list(zip(gone, new, strict=True))
         else:  # what has its like elsewhere was moved, the rest stands for each other
             pairs = list(
-                zip([e for e in gone if _name(e.fingerprint) not in wanted], [o for o in new if _name(o.fingerprint) not in names], strict=False)
+                zip([e for e in gone if _like(e.fingerprint) not in wanted], [o for o in new if _like(o.fingerprint) not in names], strict=False)
             )
         for entry, one in pairs:
             verdict = _difference(entry, one, agree) if what == "equal" else _replaced(entry, one)
@@ -490,18 +491,20 @@ def _aligned(recorded: Sequence[Entry], asked: Sequence[_Asked], *, ended: bool)
             gone.remove(entry)
             new.remove(one)
         for entry in gone:
-            moved = _name(entry.fingerprint) in wanted
+            moved = _like(entry.fingerprint) in wanted
             if moved or i2 < len(recorded) or ended or agree:
                 yield _Row("-", entry, None, "moved" if moved else "removed")
             else:
                 yield _Row(" ", entry, None)  # the code could not be followed this far
         if i2 < len(recorded) or agree:
-            yield from (_Row("+", None, one, "moved" if _name(one.fingerprint) in names else "inserted") for one in new)
+            yield from (_Row("+", None, one, "moved" if _like(one.fingerprint) in names else "inserted") for one in new)
         agree = agree and what == "equal"
 
 
 def _difference(entry: Entry, one: _Asked, agree: bool) -> str:
     """Of two that have the same name: once something differs, other inputs are no wonder."""
+    if _name(entry.fingerprint) != _name(one.fingerprint):
+        return "replaced"
     if agree and entry.fingerprint != one.fingerprint:
         return "other input"
     return "moved" if agree and entry.step != one.step else ""
@@ -549,12 +552,25 @@ def _column(head: str, cells: Sequence[Entry | _Asked | None]) -> list[str]:
     return [f"{line:<{width}}" for line in (head, *lines)]
 
 
+def _like(fingerprint: str) -> str:
+    """What is compared: kind and name, without the input."""
+    kind, _, rest = fingerprint.partition(" ")
+    return kind if kind == "sleep" else f"{kind} {rest.partition(' ')[0]}".rstrip()
+
+
 def _name(fingerprint: str) -> str:
-    """Kind and name, without the digest."""
-    return " ".join(fingerprint.split(" ")[:2])
+    """What is shown: the same, with how long a sleep is."""
+    kind, _, rest = fingerprint.partition(" ")
+    return f"sleep {slept(rest)}" if kind == "sleep" else _like(fingerprint)
+
+
+def slept(until: str) -> str:
+    """How long, or until when, from a sleep's fingerprint."""
+    return shown(timedelta(microseconds=int(until[:-2]))) if until.endswith("us") else f"until {until}"
 
 
 __all__ = [
     "ATTEMPT", "BUG", "CANCEL", "CANCELLED", "CHECKPOINT", "FAILURE", "INTENT", "INTERRUPTED", "KINDS", "NULL", "OPERATOR", "SUCCESS",
-    "Codecs", "Divergence", "Entry", "Fold", "attempt_body", "codecs_of", "decode_exit", "defect_body", "encode_exit", "public", "state_codec",
+    "Codecs", "Divergence", "Entry", "Fold", "attempt_body", "codecs_of", "decode_exit", "defect_body", "encode_exit", "public", "slept",
+    "state_codec",
 ]  # fmt: skip

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from contextvars import copy_context
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, TypeAlias, TypeVar
 from uuid import UUID
 
@@ -25,9 +25,8 @@ from flowdsl.codec import codec
 from flowdsl.definition import Activity, Workflow
 from flowdsl.errors import FlowError, Rejected
 from flowdsl.flow import Defect, Execution, Existing, Exit, Perform, Receive, Report, Signal, Start, Status
-from flowdsl.journal import ATTEMPT, BUG, FAILURE, Divergence, Entry, codecs_of, decode_exit
+from flowdsl.journal import ATTEMPT, BUG, FAILURE, Divergence, Entry, codecs_of, decode_exit, slept
 from flowdsl.machine import Pending, defect
-from flowdsl.policy import shown
 
 I = TypeVar("I")  # noqa: E741
 A = TypeVar("A")
@@ -431,11 +430,7 @@ def _told(entry: Entry) -> list[str]:
     kind, _, rest = entry.fingerprint.partition(" ")
     name = rest.partition(" ")[0].rpartition(".")[2]
     if kind == "sleep":
-        return [f"sleep {_slept(rest)}"]
+        return [f"sleep {slept(rest)}"]
     if kind == "perform":
         return [name + ("!" if entry.kind in (ATTEMPT, FAILURE, BUG) else "")]
     return [f"{kind} {name}".strip()] if kind else []
-
-
-def _slept(rest: str) -> str:
-    return shown(timedelta(microseconds=int(rest[:-2]))) if rest.endswith("us") else f"until {rest}"

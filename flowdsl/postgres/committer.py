@@ -20,7 +20,7 @@ from attrs import define
 from flowdsl.activation import Turn
 from flowdsl.errors import FlowError
 from flowdsl.journal import Entry
-from flowdsl.postgres.store import lost, refuses
+from flowdsl.postgres.store import lost, refuses, trace
 
 Fate: TypeAlias = Literal["done", "awake", "again", "left", "fenced"]
 """done: recorded · awake: recorded, but not suspended, since mail came · again: was recorded before · left: another owner was first · fenced: this
@@ -159,8 +159,8 @@ class Committer:
             del self._under_way[commit.execution]
         try:
             tell()
-        except Exception:  # of one execution: the others must not lose their committer by it
-            log.exception("turn.failed", execution=commit.execution)
+        except Exception as error:  # of one execution: the others must not lose their committer by it
+            log.error("turn.failed", execution=commit.execution, traceback=trace(error))
 
     async def _repeated(self, batch: list[Commit]) -> Sequence[Fate]:
         """The fates of a batch. Lost connections, deadlocks and a store that is away are waited out; values that are refused are raised."""

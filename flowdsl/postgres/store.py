@@ -6,6 +6,7 @@ import asyncio
 import random
 import re
 import time
+import traceback
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -45,6 +46,11 @@ def lost(error: BaseException) -> bool:
 def refuses(error: BaseException) -> bool:
     """Whether Postgres refuses a value, now and at each repeat."""
     return isinstance(error, asyncpg.PostgresError) and str(getattr(error, "sqlstate", None) or "")[:2] in ("22", "23", "54")
+
+
+def trace(error: BaseException) -> str:
+    """A bug's traceback as plain text: to draw it with local variables takes seconds, in which nothing else goes on."""
+    return "".join(traceback.format_exception(error))[-8192:]
 
 
 def shown_dsn(dsn: str) -> str:

@@ -30,7 +30,7 @@ from flowdsl.machine import Pending
 from flowdsl.memory import public_status
 from flowdsl.postgres.committer import Commit, Committer, Fate
 from flowdsl.postgres.heart import Heart, Reading
-from flowdsl.postgres.store import Claimed, NewStart, Started, Store, claimed, connect, lost, migrate, refuses
+from flowdsl.postgres.store import Claimed, NewStart, Started, Store, claimed, connect, lost, migrate, refuses, trace
 from flowdsl.replay import Resident, Transaction, Unrecorded
 
 log = structlog.get_logger("flowdsl")
@@ -83,6 +83,7 @@ class Worker:
         self._transactions: Any = None
         self._ends: dict[str, asyncio.Future[tuple[Workflow[Any, Any, Any], bytes] | None]] = {}
         self._mailed: set[str] = set()
+        self._beginning: set[str] = set()
         self._wishes: list[tuple[NewStart, asyncio.Future[Started]]] = []
 
     # Life
@@ -255,7 +256,7 @@ class Worker:
         self._spawn(self._block(commit.execution, commit.epoch, reason))
 
     def broken(self, resident: Resident, error: Exception) -> None:
-        log.error("execution.broken", execution=resident.id, exc_info=error)
+        log.error("execution.broken", execution=resident.id, traceback=trace(error))
         self._spawn(self._block(resident.id, resident.epoch, _cause(error)))
 
     async def _block(self, id: str, epoch: int, cause: str) -> None:
@@ -382,7 +383,12 @@ class Worker:
         """What has no key cannot be another's: it begins here, without a claim, as long as there is room."""
         if self._stopping or not self.fit or any(wish.key or wish.parent for wish in wishes) or len(self.residents) >= self.tuning.capacity:
             return await self.store.start(wishes)
-        await self._take([one for one in await self.store.begin(self.id, wishes) if one.id not in self.residents])
+        ids = {wish.id for wish in wishes}
+        self._beginning |= ids
+        try:
+            await self._take(await self.store.begin(self.id, wishes))
+        finally:
+            self._beginning -= ids
         return [Started(wish.id, "new", "running") for wish in wishes]
 
     # Claims
@@ -407,7 +413,7 @@ class Worker:
                     pause = min(pause, 0.1)
             except Exception as error:
                 if not (lost(error) or isinstance(error, (asyncpg.PostgresError, FlowError))):
-                    log.exception("poll.failed", worker=self.id)
+                    log.error("poll.failed", worker=self.id, traceback=trace(error))
                 else:
                     log.warning("poll.failed", worker=self.id, error=str(error) or type(error).__name__)
                 await asyncio.sleep(0.2)
@@ -463,7 +469,7 @@ class Worker:
             activation.begin(entries, mails, self.upper(), taken_over=one.taken_over)
         except Exception as error:  # Divergence, Undecodable, NotFound; whatever it is, the others that were claimed must not suffer from it
             if not isinstance(error, FlowError):
-                log.error("execution.broken", execution=one.id, exc_info=error)
+                log.error("execution.broken", execution=one.id, traceback=trace(error))
             await self._block(one.id, one.epoch, _cause(error))
             return
         activation.seen = max(activation.seen, one.mail)
@@ -493,14 +499,14 @@ class Worker:
     async def _look_around(self) -> None:
         """The net under every hint: gone workers, mail for what is here, and what the store says is ours and memory does not."""
         await self.store.again("select flowdsl.take_over()")
-        before = set(self.residents)
+        before = self.residents.keys() | self._beginning
         rows = await self.store.again("select x.id, x.mail from flowdsl.executions x where x.owner = $1", self.id)
         ours = {str(row["id"]): row["mail"] for row in rows}
         here = {id: resident for id in ours if (resident := self.residents.get(id)) is not None}
         await self._fetch_mail([id for id, resident in here.items() if ours[id] > resident.activation.seen], ours)
         missing = [id for id in ours if id not in here and id not in before and not self._committer.has(id)]
         if missing:
-            await self._take([one for one in await self.store.reclaim(self.id, missing) if one.id not in self.residents])
+            await self._take(await self.store.reclaim(self.id, missing))
         for resident in here.values():
             if resident.suspect and asyncio.get_running_loop().time() - resident.since > self.tuning.lease:
                 resident.acquit()

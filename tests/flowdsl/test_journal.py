@@ -206,7 +206,21 @@ def test_replaced_by_something_of_another_kind() -> None:
         return fetched
 
     lines = diverges(body, 2)
-    assert lines_of(lines)[1:] == [("~", "1 perform shop.save", "1 sleep 3600000000us", "replaced")]
+    assert lines_of(lines)[1:] == [("~", "1 perform shop.save", "1 sleep 1h", "replaced")]
+
+
+def test_another_span_of_time_is_shown_as_people_write_it() -> None:
+    def waits(span: str) -> Callable[[int], Steps[int, Broken]]:
+        def body(n: int) -> Steps[int, Broken]:
+            yield from sleep(span)
+            return (yield from save(n))
+
+        return body
+
+    memory, id, journal = recorded(waits("5m"))
+    with pytest.raises(Divergence) as raised:
+        deployed(waits("1h30m"), memory, id, journal)
+    assert raised.value.verdict == "sleep 5m (step 0) was recorded, the code asks sleep 1h30m (step 0) instead"
 
 
 def test_both_sides_name_the_source_line_and_are_aligned() -> None:

@@ -519,6 +519,12 @@ def test_a_cancellation_closes_what_is_open_and_undoes_what_was_done() -> None:
     assert run.answer("undo").exit == Cancelled("enough")
 
 
+def test_a_finalizer_sees_the_time_of_the_cancellation() -> None:
+    run = Driven(a(0).ensure(lambda _: now().then(lambda at: clean((at - EPOCH).seconds))))
+    run.position = 40
+    assert run.cancel().open == {"1": "clean 41"}
+
+
 def test_a_scope_that_is_cancelled_takes_its_children_with_it_even_if_its_cleaning_up_fails() -> None:
     run = Driven(race(inlined.start(1).then(lambda _: a(0)).ensure(lambda _: clean(0)), b(0))).answer("start").answer("b")
     run.fails("clean")

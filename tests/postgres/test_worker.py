@@ -874,25 +874,26 @@ class TestOwnership:
 
     async def test_a_suspect_that_lives_long_enough_is_acquitted(self, stage: Stage) -> None:
         """Interrupted attempts are no sign of life: a killer writes those too. Surviving for a lease is."""
-        stage.gate("b")
+        hold = asyncio.Event()
+
+        async def held(name: str) -> Any:
+            await hold.wait()
+            return Success(name)
+
+        stage.scripts["b"] = held
         await stage.watcher.execute("insert into flowdsl.workers (id, lease, host, pid, gone) values ($1, '1s', 'h', 1, true)", dead := new_id())
         async with await Store.open(stage.dsn) as store:
             ids = [new_id() for _ in range(2)]
             await store.start([NewStart(id, "default", "steps", 1, "", None, "join", b'"bc"') for id in ids])
         await stage.watcher.execute("update flowdsl.executions set owner = $1, epoch = 1, wake = null, deaths = 1", dead)
         async with stage.worker(steps, lease=1.0) as worker:
-            await stage.at_gate("b")
+            await eventually(lambda: len(stage.calls) == 1, "the first is tried")
             (first,) = worker.residents
             row = await stage.row(first)
             assert (row["deaths"], len(await stage.journal(first))) == (2, 1)  # its interrupted attempt is recorded, and clears it of nothing
-            await eventually(lambda: len(worker.residents) == 2, "the second is taken once the first is acquitted")
+            await eventually(lambda: len(stage.calls) == 2, "the second is tried once the first is acquitted")
             assert (await stage.row(first))["deaths"] == 0
-            for _ in range(2):
-                await stage.at_gate("b")
-                stage.gates.pop("b")
-            del stage.scripts["b"]
-            for resident in list(worker.residents.values()):
-                resident.drop()
+            hold.set()
             assert [await worker.wait(id) for id in ids] == [Success("bc")] * 2
 
 
