@@ -499,12 +499,13 @@ class Worker:
     async def _look_around(self) -> None:
         """The net under every hint: gone workers, mail for what is here, and what the store says is ours and memory does not."""
         await self.store.again("select flowdsl.take_over()")
-        before = self.residents.keys() | self._beginning
+        before = set(self.residents)
         rows = await self.store.again("select x.id, x.mail from flowdsl.executions x where x.owner = $1", self.id)
         ours = {str(row["id"]): row["mail"] for row in rows}
         here = {id: resident for id in ours if (resident := self.residents.get(id)) is not None}
         await self._fetch_mail([id for id, resident in here.items() if ours[id] > resident.activation.seen], ours)
-        missing = [id for id in ours if id not in here and id not in before and not self._committer.has(id)]
+        expected = before | self._beginning
+        missing = [id for id in ours if id not in here and id not in expected and not self._committer.has(id)]
         if missing:
             await self._take(await self.store.reclaim(self.id, missing))
         for resident in here.values():

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import pwd
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,16 +31,14 @@ sys.stdin.read()
 
 
 @pytest.fixture
-def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A state folder; whatever server still runs on it afterwards is ended by its pid."""
-    folder = tmp_path_factory.mktemp("state")
-    for parent in [folder, *folder.parents]:
-        if parent.name.startswith("pytest-"):
-            parent.chmod(0o755)
+def state() -> Iterator[Path]:
+    """A state folder that the server's account may enter; whatever server still runs on it afterwards is ended by its pid."""
+    folder = Path(tempfile.mkdtemp(prefix="flowdsl-state-"))
     folder.chmod(0o755)
     yield folder
     for pid in _postmasters(folder):
         os.kill(pid, signal.SIGINT)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _postmasters(folder: Path) -> list[int]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import os
 import random
+import signal as signals
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Never
+from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import pytest
@@ -17,7 +19,7 @@ from flowdsl import (
     Cancelled,
     Child,
     Defect,
-    Died,
+    Deployment,
     Failure,
     Result,
     Retry,
@@ -26,6 +28,7 @@ from flowdsl import (
     TimedOut,
     activity,
     all_,
+    bind,
     each,
     iterate,
     race,
@@ -37,7 +40,6 @@ from flowdsl import (
 from flowdsl.errors import Rejected, StoreError
 from flowdsl.flow import Done, Next, Round, do
 from flowdsl.journal import codecs_of
-from flowdsl.postgres import worker as worker_module
 from flowdsl.postgres.embedded import start as start_server
 from flowdsl.postgres.store import NewStart, Store, migrate
 from flowdsl.postgres.worker import Worker, new_id
@@ -641,9 +643,6 @@ class TestImplementations:
             stage.calls.append(("nothing", 1, ""))
             return Success(None)
 
-        deployment = stage.deployment(steps)
-        from flowdsl import Deployment, bind
-
         deployment = Deployment([gives_nothing], [bind(nothing, done)])
         stage.deployments.append(deployment)
         async with stage.worker(deployment=deployment) as worker:
@@ -973,9 +972,6 @@ class TestFaults:
                 await eventually(lambda: len(stage.calls) > 30, "it is in full swing")
                 if how == "kill":
                     immediate = int((server.data / "postmaster.pid").read_text().split()[0])
-                    import os
-                    import signal as signals
-
                     os.kill(immediate, signals.SIGQUIT)
                     await eventually(lambda: not (server.data / "postmaster.pid").exists(), "it is down")
                 server.release()
@@ -989,14 +985,7 @@ class TestFaults:
 
 class TestStarting:
     async def test_a_database_without_our_tables_says_so(self, server: str) -> None:
-        async with await Store.open(server.replace("/flow?", "/postgres?")) as store:
+        elsewhere = urlunsplit(urlsplit(server)._replace(path="/postgres"))
+        async with await Store.open(elsewhere) as store:
             with pytest.raises(StoreError, match="flowdsl migrate"):
-                async with Worker(stage_deployment(), store):
-                    pass
-
-
-def stage_deployment() -> Any:
-    return Stage("", None).deployment(one)
-
-
-UNUSED = (Died, json, worker_module)
+                await Worker(Stage("", None).deployment(one), store).begin()
