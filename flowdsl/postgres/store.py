@@ -14,7 +14,6 @@ from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, cast
-from urllib.parse import urlsplit
 
 import asyncpg
 from attrs import frozen
@@ -54,8 +53,8 @@ def trace(error: BaseException) -> str:
 
 
 def shown_dsn(dsn: str) -> str:
-    """A DSN without its password."""
-    return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:…@", dsn)
+    """A DSN without its passwords, however they are written."""
+    return re.sub(r"([?&][a-z]*password=)[^&]*", r"\1…", re.sub(r"(://[^:/?#@]*):.*@", r"\1:…@", dsn))
 
 
 def refused(dsn: str, error: BaseException) -> StoreError:
@@ -77,7 +76,7 @@ def refused(dsn: str, error: BaseException) -> StoreError:
 
 async def connect(dsn: str, **settings: str) -> Connection:
     """One connection. Raises `StoreError`, with the remedy."""
-    if urlsplit(dsn).scheme not in ("postgresql", "postgres"):
+    if not dsn.startswith(("postgresql://", "postgres://")):
         raise refused(dsn, ValueError("it does not begin with postgresql://"))
     try:
         return await asyncpg.connect(dsn, timeout=10, server_settings={"application_name": "flowdsl", "jit": "off", **settings})
