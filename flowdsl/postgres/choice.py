@@ -7,6 +7,8 @@ import tomllib
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
+from urllib.parse import quote
 
 from attrs import frozen
 
@@ -19,28 +21,48 @@ class Choice:
 
     dsn: str
     source: str
+    why: str = ""
+    setting: str = "FLOWDSL_DATABASE_URL"
+    """What to correct should it be wrong."""
     embedded: bool = False
 
 
 def named(said: str | None = None) -> Choice | None:
     """The database that somebody named; None when nobody did. Raises `StoreError` for a flowdsl.toml that cannot be read."""
-    if said:
-        return Choice(said, "--database")
-    for name in ("FLOWDSL_DATABASE_URL", "DATABASE_URL"):
+    if said is not None:
+        if not said.strip():
+            raise StoreError("--database is empty", "Give it a URL, or leave it out")
+        return Choice(said, "--database", "it was said, and comes before everything else", "--database")
+    url = os.environ.get("FLOWDSL_DATABASE_URL")
+    if url:
+        return Choice(url, "the environment (FLOWDSL_DATABASE_URL)", "it is set, and there is no --database")
+    url = _of_file(Path("flowdsl.toml"))
+    if url:
+        setting = "[database] url in flowdsl.toml"
+        return Choice(url, f"flowdsl.toml of {Path.cwd()} ([database] url)", "neither --database nor FLOWDSL_DATABASE_URL names another", setting)
+    for name in ("PGSERVICE", "PGHOST"):
         if os.environ.get(name):
-            return Choice(os.environ[name], f"the environment ({name})")
-    file = Path("flowdsl.toml")
-    if file.is_file():
-        try:
-            url = tomllib.loads(file.read_text(encoding="utf-8")).get("database", {}).get("url")
-        except (tomllib.TOMLDecodeError, OSError, AttributeError) as error:
-            raise StoreError(f"flowdsl.toml cannot be read ({error})", 'Write [database] and below it url = "postgresql://…"') from error
-        if url:
-            return Choice(str(url), "flowdsl.toml ([database] url)")
-    for name in ("PGHOST", "PGSERVICE"):
-        if os.environ.get(name):
-            return Choice("postgresql://", f"the environment ({name})")
+            # asyncpg reads the PG… variables itself, all but this one
+            dsn = f"postgresql://?service={quote(os.environ[name], safe='')}" if name == "PGSERVICE" else "postgresql://"
+            why = "it is set, and neither --database, FLOWDSL_DATABASE_URL nor flowdsl.toml names another"
+            return Choice(dsn, f"the environment ({name}={os.environ[name]} and its like)", why, "the PG… variables")
     return None
+
+
+def _of_file(file: Path) -> str | None:
+    """`[database] url`, if the file and the key are there."""
+    if not file.is_file():
+        return None
+    try:
+        section: Any = tomllib.loads(file.read_text(encoding="utf-8")).get("database", {})
+    except (ValueError, OSError) as error:  # bad TOML and bad UTF-8 are ValueErrors
+        raise StoreError(f"{file} cannot be read ({error})", 'Write [database] and below it url = "postgresql://…"') from error
+    url: Any = cast("dict[str, Any]", section).get("url", "") if isinstance(section, dict) else section
+    if not isinstance(section, dict) or not isinstance(url, str):
+        raise StoreError(
+            f"{file}: database{'.url' if isinstance(section, dict) else ''} is {url!r}", 'Write [database] and below it url = "postgresql://…"'
+        )
+    return url or None
 
 
 @contextmanager
@@ -53,4 +75,5 @@ def choose(said: str | None = None) -> Generator[Choice]:
     from flowdsl.postgres.embedded import start
 
     with start() as server:
-        yield Choice(server.dsn, f"embedded, data in {server.data}", embedded=True)
+        why = "nothing names another: no --database, no FLOWDSL_DATABASE_URL, no [database] url in a flowdsl.toml here, no PGHOST or PGSERVICE"
+        yield Choice(server.dsn, f"embedded, data in {server.data}", why, "FLOWDSL_STATE_DIR", embedded=True)

@@ -1,0 +1,118 @@
+"""Commands that keep house: `cancel`, `migrate`, `doctor`, `demo`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from flowdsl.cli.edge import DATABASE, JSON, Refusal, awaited, database_of, emit, on_store, only_json
+from flowdsl.cli.loading import load
+
+if TYPE_CHECKING:
+    from flowdsl.postgres.choice import Choice
+    from flowdsl.postgres.store import Store
+
+
+@click.command(short_help="Ask an execution to end.", epilog="Exit codes: 0 asked; 1 it has ended already; 2 no such execution, or no database.")
+@click.argument("id")
+@click.option("--reason", default="cancelled by a person", show_default=True, help="Kept in its journal.")
+@DATABASE
+@JSON
+def cancel(id: str, reason: str, database: str | None, as_json: bool) -> None:
+    """Asks an execution to end: finalizers and undos run. To ask twice is to ask once."""
+    if as_json:
+        only_json()
+
+    async def work(store: Store) -> int:
+        import json
+
+        one = await store.summary(id)
+        over = one.status in ("succeeded", "failed", "cancelled")
+        body = json.dumps(reason).encode()
+        said = "ended" if over else await store.send(one.tenant, one.id, "cancel", "", body, f"cancel-{one.id}")
+        outcome = {"ended": "it has ended already", "again": "asked already"}.get(said, "asked")
+        if as_json:
+            emit({"execution": one.id, "status": one.status, "outcome": outcome})
+        else:
+            click.echo(f"{outcome}: {one.status}" if over else outcome)
+        return 1 if said == "ended" else 0
+
+    on_store(database, work)
+
+
+@click.command(short_help="Bring the tables up to date.")
+@click.argument("deployment", required=False, metavar="[MODULE:DEPLOYMENT]")
+@DATABASE
+@JSON
+def migrate(deployment: str | None, database: str | None, as_json: bool) -> None:
+    """Brings the tables up to date; those of a deployment too, when one is named. To repeat it changes nothing."""
+    from flowdsl.postgres.store import migrate as apply
+
+    if as_json:
+        only_json()
+    folders = load(deployment).migrations if deployment else ()
+
+    async def work(choice: Choice) -> int:
+        applied = await apply(choice.dsn, folders)
+        if as_json:
+            emit({"applied": applied})
+        else:
+            click.echo("\n".join(f"applied {name}" for name in applied) or "up to date")
+        return 0
+
+    with database_of(database) as choice:
+        awaited(work(choice))
+
+
+@click.command(
+    short_help="Which database is meant, and what is wrong with it.",
+    epilog="Exit codes: 0 nothing wrong; 1 something is; 2 the database cannot be reached.",
+)
+@DATABASE
+@JSON
+def doctor(database: str | None, as_json: bool) -> None:
+    """Says which database is meant and why, how it stands, and what is wrong with it."""
+    from flowdsl.postgres.doctor import examine
+    from flowdsl.postgres.store import connect, shown_dsn
+
+    if as_json:
+        only_json()
+
+    async def work(choice: Choice) -> int:
+        connection = await connect(choice.dsn)
+        try:
+            facts, problems = await examine(connection)
+        finally:
+            await connection.close()
+        about = {"source": choice.source, "why": choice.why, "database": shown_dsn(choice.dsn)}
+        if as_json:
+            emit({**about, **facts, "problems": problems})
+            return 1 if problems else 0
+        for name, value in {**about, **facts}.items():
+            click.echo(f"{click.style(f'{name:<17}', dim=True)}{value}")
+        for problem in problems:
+            click.secho(f"✗ {problem}", fg="red")
+        if not problems:
+            click.secho("✓ nothing wrong", fg="green")
+        return 1 if problems else 0
+
+    with database_of(database) as choice:
+        code = awaited(work(choice))
+    sys.exit(code)
+
+
+@click.command(short_help="Run the demo of the current folder.", context_settings={"ignore_unknown_options": True, "help_option_names": []})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def demo(arguments: tuple[str, ...]) -> None:
+    """Runs the demo of the current folder: `python -m adapters.demo`, which takes the options (try --help)."""
+    import os
+
+    if not (Path.cwd() / "adapters" / "demo" / "__main__.py").is_file():
+        raise Refusal("there is no demo in this folder: it comes with flowdsl's repository; clone it, and type ./dev demo there")
+    os.execv(sys.executable, [sys.executable, "-m", "adapters.demo", *arguments])
+
+
+COMMANDS = (cancel, migrate, doctor, demo)
