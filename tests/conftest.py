@@ -15,7 +15,7 @@ import asyncpg
 import pytest
 
 from flowdsl.postgres.embedded import start
-from flowdsl.postgres.store import migrate
+from flowdsl.postgres.schema import migrate
 
 
 def at(dsn: str, name: str) -> str:

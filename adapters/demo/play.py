@@ -20,7 +20,8 @@ from domains.sync.workflows import main_sync
 from flowdsl import FlowError
 from flowdsl.journal import codecs_of
 from flowdsl.postgres.choice import choose
-from flowdsl.postgres.store import NewStart, Store, connect, migrate
+from flowdsl.postgres.schema import migrate
+from flowdsl.postgres.store import NewStart, Store, connect
 from flowdsl.postgres.worker import new_id
 
 ORG, LEASE = "org_123", 2.0

@@ -199,7 +199,8 @@ def database_of(said: str | None) -> Generator[Choice]:
 def on_store(said: str | None, work: Callable[[Store], Coroutine[Any, Any, int]]) -> None:
     """Opens the store that is meant for one command, and leaves with its exit code. Raises `StoreError` where our tables are missing."""
     from flowdsl.errors import NotFound, StoreError
-    from flowdsl.postgres.store import Store, migrate, pending_migrations
+    from flowdsl.postgres.schema import migrate, pending_migrations
+    from flowdsl.postgres.store import Store
 
     async def opened(choice: Choice) -> int:
         if choice.embedded:

@@ -49,7 +49,7 @@ def cancel(id: str, reason: str, database: str | None, as_json: bool) -> None:
 @JSON
 def migrate(deployment: str | None, database: str | None, as_json: bool) -> None:
     """Brings the tables up to date; those of a deployment too, when one is named. To repeat it changes nothing."""
-    from flowdsl.postgres.store import migrate as apply
+    from flowdsl.postgres.schema import migrate as apply
 
     if as_json:
         only_json()

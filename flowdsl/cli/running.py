@@ -86,7 +86,8 @@ async def _run(
     deployment: Deployment, definition: Workflow[Any, Any, Any], request: Any, key: str | None, dsn: str, lease: float, as_json: bool
 ) -> int:
     from flowdsl.cli.screen import counted
-    from flowdsl.postgres.store import Store, migrate
+    from flowdsl.postgres.schema import migrate
+    from flowdsl.postgres.store import Store
     from flowdsl.postgres.worker import ENDED, Tuning, Worker
 
     stop = Stop()
@@ -182,7 +183,8 @@ def start(deployment: str, workflow: str, text: str | None, key: str | None, dat
 async def _enqueue_migrated(
     deployment: Deployment, definition: Workflow[Any, Any, Any], request: Any, key: str | None, dsn: str, as_json: bool
 ) -> int:
-    from flowdsl.postgres.store import Store, migrate
+    from flowdsl.postgres.schema import migrate
+    from flowdsl.postgres.store import Store
 
     await migrate(dsn, deployment.migrations)
     async with await Store.open(dsn, size=2) as store:
@@ -235,7 +237,7 @@ def worker(deployment: str, processes: int, lease: float, embedded: bool, databa
     signal again stops it at once.
     """
     from flowdsl.postgres.choice import named
-    from flowdsl.postgres.store import migrate
+    from flowdsl.postgres.schema import migrate
 
     if as_json:
         only_json()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from flowdsl.postgres.store import FLOOR, Connection, pending_migrations
+from flowdsl.postgres.schema import FLOOR, pending_migrations
+from flowdsl.postgres.store import Connection
 
 
 async def examine(connection: Connection) -> tuple[dict[str, Any], list[str]]:

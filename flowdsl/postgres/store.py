@@ -7,12 +7,9 @@ import random
 import re
 import time
 import traceback
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
-from hashlib import sha256
-from importlib.resources import files
-from pathlib import Path
 from typing import Any, Literal, cast
 
 import asyncpg
@@ -23,7 +20,6 @@ from flowdsl.errors import NotFound, StoreError
 from flowdsl.journal import Entry
 
 Connection = Any  # asyncpg ships no complete types
-FLOOR = 150000
 PATIENCE = 10.0
 """Seconds for which a statement is repeated while the store is away."""
 
@@ -82,57 +78,6 @@ async def connect(dsn: str, **settings: str) -> Connection:
         return await asyncpg.connect(dsn, timeout=10, server_settings={"application_name": "flowdsl", "jit": "off", **settings})
     except (TimeoutError, OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         raise refused(dsn, error) from error
-
-
-async def migrate(dsn: str, folders: Iterable[Path] = ()) -> list[str]:
-    """Applies what is missing: our numbered files first, then those of each folder; each in one transaction, all under one lock.
-
-    Gives the names of what was applied. Killed half way, the next call finishes; of several at once one runs and the others wait.
-    """
-    connection = await connect(dsn)
-    try:
-        version = int(await connection.fetchval("show server_version_num"))
-        if version < FLOOR:
-            raise StoreError(f"PostgreSQL {version // 10000} is too old", "Use PostgreSQL 15 or newer")
-        ours = files("flowdsl.postgres") / "migrations"
-        sources = [("flowdsl", cast("Any", ours)), *((folder.name, folder) for folder in folders)]
-        found = [
-            (f"{owner}/{file.name}", file)
-            for owner, folder in sources
-            for file in sorted((one for one in folder.iterdir() if one.name.endswith(".sql")), key=lambda one: str(one.name))
-        ]
-        return [name for name, file in found if await _apply(connection, name, file.read_text(encoding="utf-8"))]
-    except asyncpg.PostgresError as error:
-        raise refused(dsn, error) from error
-    finally:
-        await connection.close()
-
-
-async def _apply(connection: Connection, name: str, text: str) -> bool:
-    checksum = sha256(text.encode()).hexdigest()
-    async with connection.transaction():
-        await connection.execute("select pg_advisory_xact_lock(7162534241)")
-        await connection.execute("create schema if not exists flowdsl")
-        await connection.execute(
-            "create table if not exists flowdsl.migrations"
-            " (name text primary key, checksum text not null, at timestamptz not null default clock_timestamp())"
-        )
-        known = await connection.fetchval("select checksum from flowdsl.migrations where name = $1", name)
-        if known is None:
-            await connection.execute(text)
-            await connection.execute("insert into flowdsl.migrations (name, checksum) values ($1, $2)", name, checksum)
-            return True
-    if known != checksum:
-        raise StoreError(f"migration {name} was changed after it was applied here", "Put the file back, and add a new one instead")
-    return False
-
-
-async def pending_migrations(connection: Connection) -> list[str]:
-    """The names of our migrations that this database lacks."""
-    exists = await connection.fetchval("select to_regclass('flowdsl.migrations') is not null")
-    known = {row[0] for row in await connection.fetch("select name from flowdsl.migrations")} if exists else set[str]()
-    ours = files("flowdsl.postgres") / "migrations"
-    return sorted(f"flowdsl/{file.name}" for file in ours.iterdir() if file.name.endswith(".sql") and f"flowdsl/{file.name}" not in known)
 
 
 @frozen

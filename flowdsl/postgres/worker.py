@@ -30,7 +30,8 @@ from flowdsl.machine import Pending
 from flowdsl.memory import public_status
 from flowdsl.postgres.committer import Commit, Committer, Fate
 from flowdsl.postgres.heart import Heart, Reading
-from flowdsl.postgres.store import Claimed, NewStart, Started, Store, claimed, connect, lost, migrate, refuses, trace
+from flowdsl.postgres.schema import migrate
+from flowdsl.postgres.store import Claimed, NewStart, Started, Store, claimed, connect, lost, refuses, trace
 from flowdsl.replay import Resident, Transaction, Unrecorded
 
 log = structlog.get_logger("flowdsl")

@@ -14,7 +14,7 @@ from attrs import define
 from adapters.deployment import deployment
 from flowdsl import Success
 from flowdsl.binding import current_attempt
-from flowdsl.postgres.store import migrate
+from flowdsl.postgres.schema import migrate
 
 
 @pytest.fixture

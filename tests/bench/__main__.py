@@ -17,7 +17,8 @@ import structlog
 from rich.console import Console
 
 from flowdsl.errors import FlowError
-from flowdsl.postgres.store import connect, migrate
+from flowdsl.postgres.schema import migrate
+from flowdsl.postgres.store import connect
 from tests.bench import bare, history, inside, ours, tables
 from tests.bench.measured import Sample
 from tests.bench.peers import Dbos

@@ -540,6 +540,61 @@ def test_a_turn_lets_out_only_what_is_still_open() -> None:
     assert run.last.performs == [] and run.last.closed == ["0.0.0"] and run.exit == Success(0)
 
 
+def test_nor_does_it_ask_the_store_for_what_is_closed() -> None:
+    run = Worked(lambda: race(news.receive("k"), news.take()).map(lambda _: 0))
+    assert run.last.asks == [] and run.exit == Success(0)
+
+
+def test_a_turn_holds_what_is_audited() -> None:
+    run = Worked(lambda: audit("looked", Order(5)).map(lambda _: 0))
+    assert [(event, json.loads(facts)["n"]) for event, facts in run.last.audits] == [("looked", 5)]
+
+
+def test_it_is_idle_when_it_only_waits() -> None:
+    run = Worked(lambda: plain(1).then(lambda _: sleep("1h")).then(lambda _: quick_look()))
+    assert not run.activation.idle
+    run.ended("0", Success(1), 1)
+    assert run.activation.idle
+    run.tick(3601)
+    assert not run.activation.idle and [one.step for one in run.last.asks] == ["2"]
+    run.activation.answered("2", b"{}", at(3602))
+    assert run.turn().ended is not None and not run.activation.idle
+
+
+def quick_look() -> Flow[Any, Never]:
+    return keyless.existing(["k"]).map(str)
+
+
+def test_it_is_idle_again_when_what_was_out_has_lost() -> None:
+    run = Worked(lambda: race(plain(1), news.receive()).then(lambda _: sleep("1h")))
+    assert not run.activation.idle
+    run.mail(1, 1)
+    assert run.activation.idle
+
+
+def test_what_a_transaction_has_committed_is_folded_and_is_not_in_the_turn_again() -> None:
+    run = Worked(lambda: plain(1).then(plain))
+    entry = run.activation.prepared(run.last.performs[0], b"7", at(3))
+    assert (entry.position, entry.kind, entry.step, entry.at) == (0, SUCCESS, "0", at(3))
+    run.activation.recorded(entry, at(3))
+    turn = run.turn()
+    assert turn.entries == [] and performs(turn) == [("1", 1)]
+
+
+def test_a_transaction_that_was_cut_short_runs_again() -> None:
+    run = Worked(lambda: plain(1))
+    one = run.last.performs[0]
+    cut = Entry(0, INTERRUPTED, at(3), "0", run.activation.fold.fingerprint(one), "", b'{"number":1}')
+    run.activation.recorded(cut, at(3))
+    assert performs(run.turn()) == [("0", 2)]
+
+
+def test_a_cancellation_of_what_has_ended_records_nothing() -> None:
+    run = Worked(lambda: pure(1))
+    run.activation.cancel("late", at(1))
+    assert run.activation.take_turn().entries == []
+
+
 def test_a_report_is_told_once_and_not_in_replay() -> None:
     run = Worked(lambda: report("here", done=1, total=2).then(lambda _: plain(1)))
     assert [note.note for note in run.last.notes] == ["here"]

@@ -495,6 +495,21 @@ def test_a_round_with_an_undo_for_outside_is_kept_with_the_checkpoint_that_began
     assert run.checkpoint().answer("a").machine.live_positions("0") == [[1, 3]]
 
 
+def test_a_round_whose_undos_were_settled_within_it_leaves_nothing() -> None:
+    run = rounds(lambda n: saga(a(n).compensate(undo).then(b)).attempt())
+    run.answer("a").fails("b").answer("undo")
+    assert run.machine.live_positions("0") == []
+
+
+def test_an_undo_for_an_outer_round_pins_the_inner_rounds_alone() -> None:
+    inner = iterate(0, lambda n: a(n).compensate(undo).map(lambda _: Next(n + 1) if n < 1 else Done(n)))
+    run = rounds(lambda n: saga(inner.then(b)).attempt())
+    run.answer("a")
+    assert run.machine.live_positions("0.0.0") == [[0, 1]]
+    run.checkpoint().answer("a").fails("b").answer("undo").answer("undo")
+    assert run.machine.live_positions("0") == []
+
+
 def test_a_round_whose_undo_failed_is_kept_for_the_end_to_tell() -> None:
     run = rounds(lambda n: saga(a(n).compensate(undo).then(b)).isolate().attempt())
     run.answer("a").fails("b").fails("undo")

@@ -41,7 +41,8 @@ from flowdsl.errors import Rejected, StoreError
 from flowdsl.flow import Done, Next, Round, do
 from flowdsl.journal import codecs_of
 from flowdsl.postgres.embedded import start as start_server
-from flowdsl.postgres.store import NewStart, Store, migrate
+from flowdsl.postgres.schema import migrate
+from flowdsl.postgres.store import NewStart, Store
 from flowdsl.postgres.worker import Worker, new_id
 from tests.postgres.proxy import commits_a_transaction, proxied, records
 from tests.postgres.scene import eventually
