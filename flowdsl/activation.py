@@ -49,6 +49,7 @@ from flowdsl.journal import (
     SUCCESS,
     Entry,
     Fold,
+    Intervention,
     attempt_body,
     codecs_of,
     defect_body,
@@ -60,12 +61,15 @@ Stored: TypeAlias = Literal["running", "suspended", "blocked", "succeeded", "fai
 OPEN: Final[tuple[Stored, ...]] = ("running", "suspended", "blocked")
 
 
+MailKind: TypeAlias = Literal["signal", "exit", "cancel", "pause", "terminate"]
+
+
 @frozen
 class Mail:
-    """What was sent to an execution: a signal, the exit of a child, or a wish to cancel. `seq` is its place in the mailbox."""
+    """What was sent to an execution: a signal, the exit of a child, or a wish that it cancel, pause or end. `seq` is its place in the mailbox."""
 
     seq: int
-    kind: Literal["signal", "exit", "cancel"]
+    kind: MailKind
     name: str
     key: str | None
     body: bytes
@@ -76,7 +80,7 @@ class Sent:
     """Mail on its way out."""
 
     to: str
-    kind: Literal["signal", "exit", "cancel"]
+    kind: MailKind
     name: str
     body: bytes
     delivery: str
@@ -119,10 +123,19 @@ class Turn:
     ended: Ended | None = None
 
 
-def child_id(parent: str, step: str) -> str:
-    """The id of a child: the same each time its parent's step runs. Begins with its parent's, so that ids stay in the order of time."""
-    drawn = blake2b(f"{parent}/{step}".encode(), digest_size=16).digest()
-    return str(UUID(bytes=UUID(parent).bytes[:6] + drawn[6:]))
+def child_id(key: str) -> str:
+    """The id of the child of a step, by the step's idempotency key. Begins with its parent's, so that ids stay in the order of time."""
+    drawn = blake2b(key.encode(), digest_size=16).digest()
+    return str(UUID(bytes=UUID(key.partition("/")[0]).bytes[:6] + drawn[6:]))
+
+
+def live_entries(journal: Sequence[Entry]) -> list[Entry]:
+    """What a store would load of a whole journal: the newest entry with a `live` set, the positions in it, and all from it on."""
+    for entry in reversed(journal):
+        if entry.live is not None:
+            kept = [one for one in journal[: entry.position] if any(low <= one.position < high for low, high in entry.live)]
+            return [*kept, *journal[entry.position :]]
+    return list(journal)
 
 
 class Activation:
@@ -138,6 +151,8 @@ class Activation:
         self.execution, self.workflow = execution, workflow
         self.fold = Fold(execution, Do(workflow.body, (codecs_of(workflow).request.decode(request),)), definitions)
         self.seen = 0
+        self.paused: str | None = None
+        """Why it is to stop, so that nothing new begins, until a person lets it go on."""
         self.busy: set[str] = set()
         """Steps that are out: an implementation or the store has been asked."""
         self._turn = Turn()
@@ -168,9 +183,9 @@ class Activation:
             if mail.seq <= self.seen:
                 continue
             self.seen = mail.seq
-            if mail.kind == "cancel":
+            if mail.kind in ("cancel", "pause", "terminate"):
                 self._turn.takes.append(mail.seq)
-                self.cancel(json.loads(mail.body), now)
+                self._wished(mail.kind, json.loads(mail.body), now)
                 continue
             key = (mail.kind, mail.name, mail.key)
             self._mailbox.setdefault(key, deque()).append(mail)
@@ -182,6 +197,14 @@ class Activation:
         if self.fold.machine.exit is None and not self.fold.machine.cancelling:
             self._turn.entries.append(self.fold.record_cancel(reason, now))
             self._settle(now)
+
+    def _wished(self, kind: str, reason: str, now: datetime) -> None:
+        if kind == "cancel":
+            self.cancel(reason, now)
+        elif kind == "pause":
+            self.paused = reason
+        elif self.fold.machine.exit is None:
+            self._turn.entries.append(self.fold.record_intervention(Intervention("terminate", "", reason), now))
 
     def ended(self, step: str, exit: Success[Any] | Failure[Any] | Defect, now: datetime, *, timed_out: bool = False) -> bool:
         """How an attempt ended: recorded as the step's exit, or as a failed attempt if the policy gives it another. False: nobody asks any more."""
@@ -325,7 +348,7 @@ class Activation:
                 self._send(one, instruction, now)
             case CancelChild():
                 reason = json.dumps("cancelled by its parent").encode()
-                self._turn.mails.append(Sent(instruction.child.id, "cancel", "", reason, f"{self.execution.id}/{one.step}"))
+                self._turn.mails.append(Sent(instruction.child.id, "cancel", "", reason, self.fold.key(one.step)))
                 self._record(one.step, SUCCESS, NULL, now)
             case Audit():
                 self._audit(one, instruction, now)
@@ -482,7 +505,7 @@ class Activation:
         if start.key is not None:
             self._turn.asks.append(one)
             return
-        id = child_id(self.execution.id, one.step)
+        id = child_id(self.fold.key(one.step))
         workflow = start.workflow
         self._turn.children.append(NewChild(id, workflow.name, workflow.version, None, request, one.step, start.detached))
         self._record(one.step, SUCCESS, json.dumps(id).encode(), now)
@@ -493,7 +516,7 @@ class Activation:
         except NotJournalable as error:
             self._refuse(one, error, now)
             return
-        self._turn.mails.append(Sent(send.to, "signal", send.signal.name, body, f"{self.execution.id}/{one.step}"))
+        self._turn.mails.append(Sent(send.to, "signal", send.signal.name, body, self.fold.key(one.step)))
         self._record(one.step, SUCCESS, NULL, now)
 
     def _audit(self, one: Pending, audit: Audit, now: datetime) -> None:

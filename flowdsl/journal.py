@@ -155,12 +155,41 @@ class Divergence(FlowError):
         )
 
 
+@frozen
+class Intervention:
+    """What a person did to an execution, as the operator's entry holds it.
+
+    The entry's `live` names what still stands. `restarted`: steps whose time begins anew. `fresh`: what is done from here on is done anew, under new
+    idempotency keys. `seen_as`: of a fork, the execution whose record it goes on with, as its flow knows it.
+    """
+
+    action: str
+    by: str
+    reason: str
+    restarted: tuple[str, ...] = ()
+    fresh: bool = False
+    seen_as: Execution | None = None
+
+    def encode(self) -> bytes:
+        return _INTERVENTION.encode(self)
+
+    @classmethod
+    def of(cls, entry: Entry) -> Intervention:
+        return _INTERVENTION.decode(entry.body)
+
+
+_INTERVENTION = codec(Intervention)
+
+
 class Fold:
     """A machine, folding the journal of one execution. Raises `Divergence` when an entry does not fit."""
 
     def __init__(self, execution: Execution, flow: Flow[Any, Any], definitions: Callable[[str], Workflow[Any, Any, Any]]) -> None:
         self.machine = Machine(execution, flow)
+        self.id = execution.id
         self.position = 0
+        self.renewed: int | None = None
+        """The position of the last intervention that made steps new: they have other idempotency keys since."""
         self.at = execution.started_at
         self._definitions = definitions
         self._begun = False
@@ -174,16 +203,19 @@ class Fold:
         """Folds what was recorded; what happens on the way was done long ago and is not told again."""
         machine = self.machine
         machine.markers = frozenset(entry.step for entry in entries if entry.fingerprint.startswith(_CHANGED))
-        machine.replaying = bool(entries)
+        for entry in entries:
+            if entry.kind == OPERATOR and (seen_as := Intervention.of(entry).seen_as) is not None:
+                machine.execution = seen_as
+        last = max((index for index, entry in enumerate(entries) if entry.kind != OPERATOR), default=-1)
+        machine.replaying = last >= 0
         self.begin()
-        last = len(entries) - 1
         for index, entry in enumerate(entries):
             machine.replaying = index < last
             try:
-                self._check(entry)
+                self.check(entry)
                 self.fold(entry)
-            except (MachineError, _Misfit):
-                raise Divergence(machine.execution.id, entry.position, *_compared(entries, index, self)) from None
+            except (MachineError, Misfit):
+                raise Divergence(self.id, entry.position, *_compared(entries, index, self)) from None
             machine.effects.clear()
         machine.opened = list(machine.pending.values())
         machine.closed.clear()
@@ -198,6 +230,11 @@ class Fold:
 
     def record_cancel(self, reason: str, at: datetime) -> Entry:
         entry = Entry(self.position, CANCEL, max(at, self.at), "", "cancel", "", json.dumps(reason).encode())
+        self.fold(entry)
+        return entry
+
+    def record_intervention(self, what: Intervention, at: datetime) -> Entry:
+        entry = Entry(self.position, OPERATOR, max(at, self.at), "", "operator", "", what.encode())
         self.fold(entry)
         return entry
 
@@ -238,6 +275,13 @@ class Fold:
             machine.checkpoint(entry.step, facts["round"], state, position=entry.position, at=at)
         elif kind == CANCEL:
             machine.cancel(json.loads(entry.body), position=entry.position, at=at)
+        elif kind == OPERATOR:
+            what = Intervention.of(entry)
+            machine.operated(what.restarted, position=entry.position, at=at)
+            if what.fresh:
+                self.renewed = entry.position
+            if what.action == "terminate":
+                machine.terminate(f"terminated: {what.reason}")
         self.position, self.at = entry.position + 1, at
 
     # What a step's answer is made of
@@ -249,6 +293,16 @@ class Fold:
 
     def encode_failure(self, one: Pending, error: Any) -> bytes:
         return self._failures(one.instruction).encode(error)
+
+    def encode_exit(self, one: Pending, exit: Exit[Any, Any]) -> tuple[int, bytes]:
+        """An exit of a step, as it is recorded: kind and body. Raises `NotJournalable`."""
+        match exit:
+            case Success(value):
+                return SUCCESS, self.encode_answer(one, value)
+            case Failure(error):
+                return FAILURE, self.encode_failure(one, error)
+            case _:
+                return BUG, defect_body(exit if isinstance(exit, Defect) else Defect(one.step, str(exit)))
 
     def encode_checkpoint(self, asked: Checkpoint) -> bytes:
         """A loop's next round and its state. Raises `NotJournalable`."""
@@ -345,16 +399,21 @@ class Fold:
         """Where the code asked it: function and line, without the folder."""
         return _site(self.machine.where(one))
 
-    def _check(self, entry: Entry) -> None:
-        if entry.kind == CANCEL or entry.kind == CHECKPOINT or entry.fingerprint.startswith(_CHANGED):
+    def key(self, step: str) -> str:
+        """The idempotency key of a step: the same on every retry and replay; another one after an intervention that does it anew."""
+        return f"{self.id}/{step}" if self.renewed is None else f"{self.id}/{step}@{self.renewed}"
+
+    def check(self, entry: Entry) -> None:
+        """Raises `Misfit` if the entry answers something else than what is asked."""
+        if entry.kind in (CANCEL, CHECKPOINT, OPERATOR) or entry.fingerprint.startswith(_CHANGED):
             return
         one = self.machine.pending.get(entry.step)
         if one is None or self.fingerprint(one) != entry.fingerprint:
-            raise _Misfit
+            raise Misfit
 
 
-class _Misfit(Exception):
-    pass
+class Misfit(Exception):
+    """An entry that answers something else than what is asked."""
 
 
 _STR = codec(str)
@@ -571,6 +630,6 @@ def slept(until: str) -> str:
 
 __all__ = [
     "ATTEMPT", "BUG", "CANCEL", "CANCELLED", "CHECKPOINT", "FAILURE", "INTENT", "INTERRUPTED", "KINDS", "NULL", "OPERATOR", "SUCCESS",
-    "Codecs", "Divergence", "Entry", "Fold", "attempt_body", "codecs_of", "decode_exit", "defect_body", "encode_exit", "public", "slept",
-    "state_codec",
+    "Codecs", "Divergence", "Entry", "Fold", "Intervention", "Misfit", "attempt_body", "codecs_of", "decode_exit", "defect_body", "encode_exit",
+    "public", "slept", "state_codec",
 ]  # fmt: skip

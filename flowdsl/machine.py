@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import traceback
 from collections import deque
+from collections.abc import Iterable
 from contextlib import suppress
 from datetime import datetime
 from hashlib import blake2b
@@ -16,7 +17,7 @@ from types import GeneratorType
 from typing import Any, Final, TypeAlias, cast
 from uuid import UUID
 
-from attrs import frozen
+from attrs import define, field, frozen
 from returns.result import Failure, Success
 
 from flowdsl.errors import MachineError
@@ -211,10 +212,10 @@ class _Ensured(_Frame):
 
 
 class _Compensate(_Frame):
-    __slots__ = ("undo",)
+    __slots__ = ("began", "undo")
 
-    def __init__(self, undo: Any) -> None:
-        self.undo = undo
+    def __init__(self, undo: Any, began: int) -> None:
+        self.undo, self.began = undo, began
 
 
 class _Saga(_Frame):
@@ -222,17 +223,17 @@ class _Saga(_Frame):
 
     def __init__(self, fiber: Fiber) -> None:
         self.outer, self.loop = fiber.saga, fiber.loop
-        self.undos: list[tuple[Any, Any]] = []
+        self.undos: list[tuple[Any, Any, int]] = []
 
 
 class _Rollback(_Frame):
     """Undos are running, last first; this is the exit to go on with."""
 
-    __slots__ = ("base", "done", "failed", "kind", "saga", "saved", "value")
+    __slots__ = ("base", "began", "done", "failed", "kind", "saga", "saved", "value")
 
     def __init__(self, kind: int, value: Any, saga: _Saga, base: str, saved: tuple[str, int]) -> None:
         self.kind, self.value, self.saga, self.base, self.saved = kind, value, saga, base, saved
-        self.done = 0
+        self.done = self.began = 0
         self.failed: list[str] = []
 
 
@@ -316,6 +317,17 @@ class _Race(_Branches):
     __slots__ = ()
 
 
+@define
+class Trace:
+    """What led to the exit, for who has to find the entries to do again: kept only when asked for."""
+
+    failing: list[tuple[Any, int]] = field(factory=list[tuple[Any, int]])
+    """Each failure and defect, and the position of the entry that was folded when it first was one."""
+    failed_undos: list[Any] = field(factory=list[Any])
+    undone: list[tuple[int, Any]] = field(factory=list[tuple[int, Any]])
+    """For each undo that ran: the position of the last entry before what it undoes began (-1: before all), and what was rolled back after."""
+
+
 class Machine:
     """Folds exits into a flow. After each call `pending` holds what is open, and `exit` how it all ended, once it has.
 
@@ -336,6 +348,8 @@ class Machine:
         self.markers: frozenset[str] = frozenset()
         self.marks: list[Marker] = []
         self.replaying = False
+        self.position = -1
+        self.trace: Trace | None = None
         self._loops: dict[str, tuple[Fiber, _Iterate]] = {}
         self._queue: deque[tuple[Fiber, Flow[Any, Any] | None, int, Any]] = deque()
         self._root = Fiber(None, None, 0, "")
@@ -351,7 +365,7 @@ class Machine:
     def resume(self, step: str, kind: int, value: Any, *, position: int, at: datetime) -> None:
         """The exit of an open step, in journal order; runs to a standstill. Raises `MachineError` if the step is not open."""
         one = self._take(step)
-        self.now = at
+        self.now, self.position = at, position
         fiber = one.fiber
         (fiber.loop or self).segment.add(position)
         self._go(fiber, None, kind, value)
@@ -362,13 +376,13 @@ class Machine:
         if step not in self.pending:
             raise MachineError(step, "is not open")
         one = self.pending[step]
-        self.now = at
+        self.now, self.position = at, position
         (one.fiber.loop or self).segment.add(position)
         return one
 
     def mark(self, step: str, *, position: int, at: datetime) -> None:
         """A change marker, recorded: needed for as long as the round that it is in."""
-        self.now = at
+        self.now, self.position = at, position
         around = [base for base in self._loops if step.startswith(f"{base}.")]
         (self._loops[max(around, key=len)][1] if around else self).segment.add(position)
 
@@ -377,7 +391,7 @@ class Machine:
         if step not in self._loops:
             raise MachineError(step, "is no open loop")
         fiber, loop = self._loops[step]
-        self.now = at
+        self.now, self.position = at, position
         self._drop_above(fiber, loop)
         if loop.pinned:
             kept = (loop.outer or self).segment
@@ -391,11 +405,27 @@ class Machine:
 
     def cancel(self, reason: str, *, position: int, at: datetime) -> None:
         """Interrupts every fiber that is not masked, innermost first. A second call changes nothing."""
-        self.now = at
+        self.now, self.position = at, position
         self.segment.add(position)
         if self.exit is None:
             self._interrupt(self._root, reason)
             self._drain()
+
+    def terminate(self, reason: str) -> None:
+        """Ends at once: nothing more runs, no finalizer and no undo."""
+        self.closed += self.pending
+        self.pending.clear()
+        self.opened.clear()
+        if self.exit is None:
+            self.exit = Cancelled(reason)
+
+    def operated(self, restarted: Iterable[str], *, position: int, at: datetime) -> None:
+        """A person intervened: needed for as long as the execution is; the named steps begin their time anew."""
+        self.now, self.position = at, position
+        self.segment.add(position)
+        for step in restarted:
+            if step in self.pending:
+                self.pending[step].opened = at
 
     @property
     def cancelling(self) -> bool:
@@ -493,7 +523,7 @@ class Machine:
                         frames.append(_Ensure(node.finalizer))
                         flow = node.flow
                     case Compensate():
-                        frames.append(_Compensate(node.undo))
+                        frames.append(_Compensate(node.undo, self.position))
                         fiber.mask += 1
                         flow = node.flow
                     case Masked():
@@ -527,6 +557,8 @@ class Machine:
                         return
                     case _:  # only reachable past the types
                         flow, kind, value = None, DEFECT, _not_a_flow(node, None)
+            if kind != OK and self.trace is not None:
+                self.trace.failing.append((value, self.position))
             if not frames:
                 self._end(fiber, kind, value)
                 return
@@ -557,7 +589,7 @@ class Machine:
                 return self._unmask(fiber, kind, value)
             case _Compensate():
                 if kind == OK:
-                    self._register(fiber, frame.undo, value)
+                    self._register(fiber, frame, value)
                 return self._unmask(fiber, kind, value)
             case _Ensure():
                 frames.append(_Ensured(kind, value))
@@ -729,10 +761,10 @@ class Machine:
         fiber.frames.append(frame)
         fiber.saga = frame
 
-    def _register(self, fiber: Fiber, undo: Any, value: Any) -> None:
+    def _register(self, fiber: Fiber, frame: _Compensate, value: Any) -> None:
         saga = fiber.saga
         if saga is not None:  # None in an undo: nothing undoes it
-            saga.undos.append((undo, value))
+            saga.undos.append((frame.undo, value, frame.began))
             _pin(fiber.loop, saga.loop)
 
     def _settle(self, fiber: Fiber, frame: _Saga, kind: int, value: Any) -> _Going:
@@ -763,7 +795,7 @@ class Machine:
                 )
                 return self._cleaned(fiber, DEFECT, cause)
             return self._cleaned(fiber, rollback.kind, rollback.value)
-        undo, answer = undos.pop()
+        undo, answer, rollback.began = undos.pop()
         fiber.scope, fiber.counter = f"{rollback.base}.{rollback.done}", 0
         rollback.done += 1
         fiber.frames.append(rollback)
@@ -772,6 +804,11 @@ class Machine:
     def _undone(self, fiber: Fiber, rollback: _Rollback, kind: int, value: Any) -> _Going:
         if kind != OK:
             rollback.failed.append(f"{public(kind, value)}")
+        if self.trace is not None:
+            if kind == OK:
+                self.trace.undone.append((rollback.began, rollback.value))
+            else:
+                self.trace.failed_undos.append(value)
         return self._next_undo(fiber, rollback)
 
     # Loops

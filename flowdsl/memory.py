@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -16,17 +17,18 @@ from datetime import UTC, datetime
 from typing import Any, TypeAlias, TypeVar
 from uuid import UUID
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 from returns.result import Failure, Success
 
-from flowdsl.activation import OPEN, Activation, Ended, Mail, NewChild, Sent, Stored, Turn
+from flowdsl.activation import OPEN, Activation, Ended, Mail, MailKind, NewChild, Sent, Stored, Turn, child_id, live_entries
 from flowdsl.binding import Deployment, current_attempt
 from flowdsl.codec import codec
 from flowdsl.definition import Activity, Workflow
 from flowdsl.errors import FlowError, Rejected
-from flowdsl.flow import Defect, Execution, Existing, Exit, Perform, Receive, Report, Signal, Start, Status
-from flowdsl.journal import ATTEMPT, BUG, FAILURE, Divergence, Entry, codecs_of, decode_exit, slept
+from flowdsl.flow import Cancelled, Defect, Execution, Existing, Exit, Perform, Receive, Report, Signal, Start, Status
+from flowdsl.journal import ATTEMPT, BUG, FAILURE, OPERATOR, Divergence, Entry, Intervention, codecs_of, decode_exit, encode_exit, slept
 from flowdsl.machine import Pending, defect
+from flowdsl.operating import CannotRetry, Plan, Subject, edited, forked, position_of, retried, rewound
 
 I = TypeVar("I")  # noqa: E741
 A = TypeVar("A")
@@ -167,11 +169,64 @@ class Memory:
         self._deliver(Sent(to, "signal", signal.name, codec(signal.payload).encode(payload), delivery or f"sent-{self._count}"))
 
     def cancel(self, id: str, reason: str = "asked to") -> None:
-        """Asks an execution to end."""
+        """Asks an execution to end; one that is blocked does so when it is resumed."""
+        self._wish(id, "cancel", reason)
+
+    def pause(self, id: str, reason: str = "asked to") -> None:
+        """Nothing new of it begins until it is resumed."""
+        self._wish(id, "pause", reason)
+
+    def resume(self, id: str) -> None:
+        """Lets a blocked execution go on; undos that had failed run again."""
         kept = self._kept[id]
-        if kept.activation is not None and kept.status != "blocked":
-            kept.activation.cancel(reason, self.now)
-            self._commit(kept)
+        if kept.status != "blocked":
+            return
+        if kept.exit:
+            self.retry(id)
+            return
+        kept.mailbox = [mail for mail in kept.mailbox if mail.kind != "pause"]
+        self._reopen(kept)
+
+    def terminate(self, id: str, reason: str = "asked to") -> None:
+        """Ends it at once, also when it is blocked: no finalizer and no undo runs."""
+        kept = self._kept[id]
+        if kept.status not in OPEN:
+            return
+        what = Intervention("terminate", "", reason)
+        at = max(self.now, kept.journal[-1].at) if kept.journal else self.now
+        kept.journal.append(Entry(len(kept.journal), OPERATOR, at, "", "operator", "", what.encode()))
+        self._forget_jobs(kept)
+        self._end(kept, Ended("cancelled", encode_exit(kept.workflow, Cancelled(f"terminated: {reason}"))))
+
+    def retry(self, id: str, reason: str = "") -> None:
+        """Does again what made it end badly, and first the same for the children that it waits for. Raises `CannotRetry`."""
+        kept = self._kept[id]
+        if kept.status in ("running", "suspended", "succeeded"):
+            raise CannotRetry(f"execution {id} has not failed: it is {kept.status}")
+        plan = retried(self._subject(kept), by="", reason=reason)
+        for child in plan.joins:
+            if child in self._kept and self._kept[child].status in ("failed", "cancelled"):
+                self.retry(child, reason)
+        self._intervene(kept, plan)
+
+    def rewind(self, id: str, to: str | int, reason: str = "") -> None:
+        """Takes it back to just before a step was answered: from there on all is done anew."""
+        kept = self._kept[id]
+        self._intervene(kept, rewound(self._subject(kept), to, by="", reason=reason))
+
+    def fork(self, id: str, to: str | int, edits: Mapping[str, Exit[Any, Any]] | None = None) -> str:
+        """A new execution that goes on from where that one stood, with these steps' exits replaced. Gives its id."""
+        kept = self._kept[id]
+        subject = self._subject(kept)
+        prefix = kept.journal[: position_of(kept.journal, to)]
+        self._count += 1
+        new = str(UUID(int=self._count))
+        entry = forked(subject, prefix, by="", reason=f"from {id}")
+        execution = evolve(kept.execution, id=new, key=None, parent=None)
+        copy = _Kept(execution, kept.workflow, kept.request, None, "", False)
+        copy.journal = [*edited(subject, prefix, edits or {}), entry]
+        self._create(copy)
+        return new
 
     def go(self) -> None:
         """Runs until nothing more can happen without time or mail from outside; the clock jumps to whatever is due."""
@@ -192,6 +247,38 @@ class Memory:
         calls = {name: tuple(requests) for name, requests in self._calls.items()}
         return Run(exit, tuple(kept.journal), tuple(self._story), calls, tuple(self._notes), id, kept.cause)
 
+    # Interventions
+
+    def _wish(self, id: str, kind: MailKind, reason: str) -> None:
+        self._count += 1
+        kept = self._kept[id]
+        if kept.status in OPEN:
+            self._post(kept, Sent(id, kind, "", json.dumps(reason).encode(), f"sent-{self._count}"), None)
+
+    def _subject(self, kept: _Kept) -> Subject:
+        return Subject(kept.execution, kept.request, kept.journal, self._deployment.workflow)
+
+    def _intervene(self, kept: _Kept, plan: Plan) -> None:
+        at = max(self.now, kept.journal[-1].at) if kept.journal else self.now
+        kept.journal.append(Entry(len(kept.journal), OPERATOR, at, "", "operator", "", plan.what.encode(), plan.live))
+        self._forget_jobs(kept)
+        kept.mailbox = [mail for mail in kept.mailbox if mail.kind != "exit"]  # children that are retried end anew; the others' rows tell
+        keys = [key for (_, key), id in self._aliases.items() if id == kept.execution.id]
+        for name, key, body in plan.mails(keys):
+            kept.mails += 1
+            kept.mailbox.append(Mail(kept.mails, "signal", name, key, body))
+        for child in plan.started:
+            if (one := self._kept.get(child)) is not None and one.execution.key is None and not one.detached:
+                self.cancel(child, "its start was taken back")
+        self._reopen(kept)
+
+    def _forget_jobs(self, kept: _Kept) -> None:
+        self._jobs = deque(job for job in self._jobs if job[0] != kept.execution.id)
+
+    def _reopen(self, kept: _Kept) -> None:
+        kept.status, kept.exit, kept.cause = "running", b"", None
+        self._wake(kept, taken_over=False)
+
     # The store
 
     def _create(self, kept: _Kept) -> None:
@@ -201,7 +288,7 @@ class Memory:
     def _wake(self, kept: _Kept, *, taken_over: bool) -> None:
         kept.activation = Activation(kept.execution, kept.workflow, kept.request, self._deployment.workflow)
         try:
-            kept.activation.begin(_live(kept.journal), kept.mailbox, self.now, taken_over=taken_over)
+            kept.activation.begin(live_entries(kept.journal), kept.mailbox, self.now, taken_over=taken_over)
         except Divergence as error:
             kept.status, kept.cause = "blocked", str(error)
             return
@@ -231,8 +318,11 @@ class Memory:
             return  # what was just sent has come back to it: a later turn has ended it, or crashed
         if turn.ended is not None:
             self._end(kept, turn.ended)
+        elif activation.paused is not None:
+            kept.status, kept.cause, kept.activation = "blocked", f"paused: {activation.paused}", None
+            self._forget_jobs(kept)
         elif self._crash is not None and any(self._crash(n) for n in numbers):
-            self._jobs = deque(job for job in self._jobs if job[0] != kept.execution.id)
+            self._forget_jobs(kept)
             self._wake(kept, taken_over=True)
         else:
             self._let_out(kept, turn)
@@ -308,10 +398,8 @@ class Memory:
             self._commit(kept)
 
     def _keyed_child(self, kept: _Kept, one: Pending, start: Start[Any]) -> None:
-        from flowdsl.activation import child_id
-
         activation = self._active(kept)
-        id = child_id(kept.execution.id, one.step)
+        id = child_id(activation.fold.key(one.step))
         scope = (_children_of(kept), start.workflow.name, start.key or "")
         taken = None if id in self._kept else self._claim_key(scope, start.workflow, id)
         if taken is None:
@@ -381,7 +469,7 @@ class Memory:
         activity = instruction.activity
         request = codecs_of(activity.root).request.decode(activation.fold.request(one))
         self._calls.setdefault(activity.name, []).append(request)
-        exit = self._called(activity, request, f"{id}/{one.step}", one.attempts + 1)
+        exit = self._called(activity, request, activation.fold.key(one.step), one.attempts + 1)
         activation.ended(one.step, exit, self.now)
         self._commit(kept)
 
@@ -415,15 +503,6 @@ async def _awaited(answer: Any) -> Any:
 def public_status(stored: Stored) -> Status:
     """A stored status in the words of `Status`."""
     return "open" if stored == "running" or stored == "suspended" else stored
-
-
-def _live(journal: list[Entry]) -> list[Entry]:
-    """What a store would load: the newest entry with a `live` set, the positions in it, and all from it on."""
-    for entry in reversed(journal):
-        if entry.live is not None:
-            kept = [one for one in journal[: entry.position] if any(low <= one.position < high for low, high in entry.live)]
-            return kept + journal[entry.position :]
-    return list(journal)
 
 
 def _told(entry: Entry) -> list[str]:

@@ -494,7 +494,7 @@ def test_a_wish_to_cancel_comes_as_mail_and_counts_once() -> None:
 def test_a_child_without_key_begins_in_its_parents_turn() -> None:
     run = Worked(lambda: keyless.child(3))
     child = run.last.children[0]
-    assert child.id == child_id(ID, "0") and child.request == b"3" and child.step == "0" and not child.detached
+    assert child.id == child_id(f"{ID}/0") and child.request == b"3" and child.step == "0" and not child.detached
     assert run.activation.joins == (child.id,)
 
 

@@ -36,7 +36,7 @@ from flowdsl import (
 from flowdsl.activation import Activation
 from flowdsl.codec import Undecodable
 from flowdsl.journal import BUG, CHECKPOINT, INTERRUPTED, SUCCESS, Divergence, Entry, decode_exit, encode_exit, state_codec
-from flowdsl.memory import EPOCH, Memory, _live
+from flowdsl.memory import EPOCH, Memory
 
 
 @frozen
@@ -494,4 +494,5 @@ def test_live_rows_hold_the_marks_of_the_round_that_goes_on() -> None:
     memory, id, journal = recorded(body)
     for rows in range(1, len(journal) + 1):
         some = journal[:rows]
-        assert list(deployed(body, memory, id, _live(some)).fold.machine.pending) == list(deployed(body, memory, id, some).fold.machine.pending)
+        from_live = deployed(body, memory, id, live_entries(some)).fold.machine
+        assert list(from_live.pending) == list(deployed(body, memory, id, some).fold.machine.pending)

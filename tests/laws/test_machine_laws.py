@@ -40,11 +40,11 @@ from flowdsl import (
     sleep,
     workflow,
 )  # fmt: skip
-from flowdsl.activation import Activation
+from flowdsl.activation import Activation, live_entries
 from flowdsl.flow import Execution
 from flowdsl.journal import BUG, FAILURE, SUCCESS, Entry, Fold
 from flowdsl.machine import Fiber, Machine, _Branches, _Iterate, _Rollback, _Saga
-from flowdsl.memory import EPOCH, Memory, _Kept, _live
+from flowdsl.memory import EPOCH, Memory, _Kept
 from tests.laws.flows import (
     DEPLOYMENT,
     MICROSECOND,
@@ -219,9 +219,9 @@ def _fiber(fiber: Fiber) -> tuple[Any, ...]:
     for frame in fiber.frames:
         kind = type(frame).__name__
         if isinstance(frame, _Saga):
-            frames.append((kind, [answer for _, answer in frame.undos]))
+            frames.append((kind, [answer for _, answer, _ in frame.undos]))
         elif isinstance(frame, _Rollback):
-            frames.append((kind, frame.kind, frame.value, frame.done, frame.failed, [answer for _, answer in frame.saga.undos]))
+            frames.append((kind, frame.kind, frame.value, frame.done, frame.failed, [answer for _, answer, _ in frame.saga.undos]))
         elif isinstance(frame, _Branches):
             frames.append((kind, frame.kind, frame.value, {index: _fiber(child) for index, child in frame.live.items()}))
         else:
@@ -243,7 +243,7 @@ def folds_the_same(plan: Plan, longest: int = 60) -> int:
     for kept in run._kept.values():
         for n in range(1, min(len(kept.journal), longest) + 1):
             rows = kept.journal[:n]
-            live = _live(rows)
+            live = live_entries(rows)
             if len(live) < len(rows):
                 tried += 1
                 assert replayed(kept, live) == replayed(kept, rows), (plan, n)
@@ -497,6 +497,6 @@ def test_a_long_loop_keeps_little() -> None:
     assert len(live) >= rounds
     assert max(sum(high - low for low, high in entry.live or ()) for entry in live) <= 8
     assert max(len(entry.live or ()) for entry in live) <= 3
-    assert len(_live(kept.journal)) <= 8
+    assert len(live_entries(kept.journal)) <= 8
     assert largest["dues"] <= 200 and largest["waits"] <= 200
     assert largest["pending"] <= 4 and largest["loops"] <= 2 and largest["changes"] <= 1 and largest["kept"] <= 2
