@@ -146,8 +146,12 @@ def decode_exit(definition: Workflow[Any, Any, Any], data: bytes) -> Exit[Any, A
 class Divergence(FlowError):
     """The code asks for something else than what was recorded. Nothing was executed; the execution is blocked with this."""
 
-    def __init__(self, execution: str, position: int, verdict: str, lines: Sequence[str]) -> None:
+    def __init__(
+        self, execution: str, position: int, verdict: str, lines: Sequence[str], *, difference: str = "", step: str = "", place: str = ""
+    ) -> None:
         self.execution, self.position, self.verdict, self.lines = execution, position, verdict, tuple(lines)
+        self.difference, self.step, self.place = difference, step, place
+        """In one word (inserted, removed, renamed, …), the step, and where the code asks it."""
         super().__init__(
             f"execution {execution} diverges at position {position}: {verdict}\n"
             + "\n".join(lines)
@@ -215,7 +219,7 @@ class Fold:
                 self.check(entry)
                 self.fold(entry)
             except (MachineError, Misfit):
-                raise Divergence(self.id, entry.position, *_compared(entries, index, self)) from None
+                raise _divergence(entries, index, self) from None
             machine.effects.clear()
         machine.opened = list(machine.pending.values())
         machine.closed.clear()
@@ -255,7 +259,7 @@ class Fold:
                 raise MachineError(entry.step, "is not open")
             value: Any
             try:
-                value = self._decoded(one, kind, entry.body)
+                value = self.decoded(one, kind, entry.body)
             except RecursionError:
                 raise MachineError(entry.step, "was recorded with a value nested too deep") from None
             machine.resume(entry.step, kind, value, position=entry.position, at=at)
@@ -308,7 +312,8 @@ class Fold:
         """A loop's next round and its state. Raises `NotJournalable`."""
         return b'{"round":%d,"state":%s}' % (asked.round, state_codec(asked.step, asked.initial).encode(asked.state))
 
-    def _decoded(self, one: Pending, kind: int, body: bytes) -> Any:
+    def decoded(self, one: Pending, kind: int, body: bytes) -> Any:
+        """A recorded exit of a step as the flow sees it. Raises `Undecodable` when it is not of the step's type."""
         if kind == OK:
             found = self._answers(one.instruction)
             if isinstance(one.instruction, Start):
@@ -489,7 +494,7 @@ class _Row:
     verdict: str = ""
 
 
-def _compared(entries: Sequence[Entry], index: int, fold: Fold) -> tuple[str, list[str]]:
+def _divergence(entries: Sequence[Entry], index: int, fold: Fold) -> Divergence:
     """What differs, in words, and recorded and asked side by side, aligned like a diff: three entries that fit, then those that do not.
 
     Spends the fold.
@@ -500,13 +505,16 @@ def _compared(entries: Sequence[Entry], index: int, fold: Fold) -> tuple[str, li
     asked = _asked_next(recorded, fold)
     rows = list(_aligned(recorded, asked, ended=fold.machine.exit is not None))
     wrong = next((row for row in rows if row.verdict), rows[0])
-    fitting = [entry for entry in entries[:index] if not entry.fingerprint.startswith(_CHANGED) and entry.kind != CANCEL]
+    fitting = [entry for entry in entries[:index] if not entry.fingerprint.startswith(_CHANGED) and entry.kind not in (CANCEL, OPERATOR)]
     lines = _table(fitting[-3:], rows)
     if end is not None:
         lines.append(f"  + the end: {end}")
     if wrong.asked is not None and wrong.asked.place:
         lines.append(f"    asked at {wrong.asked.place}")
-    return _in_words(wrong, ended=end is not None), lines
+    place = wrong.asked.site if wrong.asked is not None else wrong.recorded.site if wrong.recorded is not None else ""
+    step = wrong.recorded.step if wrong.recorded is not None else wrong.asked.step if wrong.asked is not None else ""
+    words = _in_words(wrong, ended=end is not None)
+    return Divergence(fold.id, entries[index].position, words, lines, difference=wrong.verdict, step=step, place=place)
 
 
 def _asked_next(recorded: Sequence[Entry], fold: Fold) -> list[_Asked]:
@@ -535,13 +543,16 @@ def _asked_next(recorded: Sequence[Entry], fold: Fold) -> list[_Asked]:
 def _aligned(recorded: Sequence[Entry], asked: Sequence[_Asked], *, ended: bool) -> Iterator[_Row]:
     names, wanted = [_like(entry.fingerprint) for entry in recorded], [_like(one.fingerprint) for one in asked]
     agree = True
-    for what, i, i2, j, j2 in SequenceMatcher(None, names, wanted, autojunk=False).get_opcodes():
+    codes = SequenceMatcher(None, names, wanted, autojunk=False).get_opcodes()
+    removed = {name for what, i, i2, _, _ in codes if what != "equal" for name in names[i:i2]}  # without a counterpart in its place
+    added = {name for what, _, _, j, j2 in codes if what != "equal" for name in wanted[j:j2]}
+    for what, i, i2, j, j2 in codes:
         gone, new = list(recorded[i:i2]), list(asked[j:j2])
         if what == "equal":
             pairs = list(zip(gone, new, strict=True))
         else:  # what has its like elsewhere was moved, the rest stands for each other
             pairs = list(
-                zip([e for e in gone if _like(e.fingerprint) not in wanted], [o for o in new if _like(o.fingerprint) not in names], strict=False)
+                zip([e for e in gone if _like(e.fingerprint) not in added], [o for o in new if _like(o.fingerprint) not in removed], strict=False)
             )
         for entry, one in pairs:
             verdict = _difference(entry, one, agree) if what == "equal" else _replaced(entry, one)
@@ -550,13 +561,13 @@ def _aligned(recorded: Sequence[Entry], asked: Sequence[_Asked], *, ended: bool)
             gone.remove(entry)
             new.remove(one)
         for entry in gone:
-            moved = _like(entry.fingerprint) in wanted
+            moved = _like(entry.fingerprint) in added
             if moved or i2 < len(recorded) or ended or agree:
                 yield _Row("-", entry, None, "moved" if moved else "removed")
             else:
                 yield _Row(" ", entry, None)  # the code could not be followed this far
         if i2 < len(recorded) or agree:
-            yield from (_Row("+", None, one, "moved" if _like(one.fingerprint) in names else "inserted") for one in new)
+            yield from (_Row("+", None, one, "moved" if _like(one.fingerprint) in removed else "inserted") for one in new)
         agree = agree and what == "equal"
 
 

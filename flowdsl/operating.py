@@ -32,6 +32,16 @@ from flowdsl.journal import (
 )
 from flowdsl.machine import Checkpoint, Pending, Trace, merged
 
+
+@frozen
+class Written:
+    """An exit as it is recorded: its kind, and its body as our codec writes it."""
+
+    kind: int
+    body: bytes
+
+
+Edits: TypeAlias = Mapping[str, Exit[Any, Any] | Written]
 Definitions: TypeAlias = Callable[[str], Workflow[Any, Any, Any]]
 
 
@@ -137,7 +147,7 @@ def position_of(journal: Sequence[Entry], at: str | int) -> int:
     return found
 
 
-def edited(subject: Subject, journal: Sequence[Entry], edits: Mapping[str, Exit[Any, Any]]) -> list[Entry]:
+def edited(subject: Subject, journal: Sequence[Entry], edits: Edits) -> list[Entry]:
     """A journal in which the exits of these steps are others. Raises `NotJournalable`, or `FlowError` for a step without an exit."""
     last = {entry.step: index for index, entry in enumerate(journal) if entry.kind <= BUG}
     unknown = [step for step in edits if step not in last]
@@ -174,10 +184,10 @@ class Supposed:
     used: tuple[Entry, ...]
     """The entries that still answer a question."""
     unused: tuple[Entry, ...]
-    edits: Mapping[str, Exit[Any, Any]] = field(factory=dict[str, Exit[Any, Any]])
+    edits: Edits = field(factory=dict[str, Any])
 
 
-def what_if(subject: Subject, edits: Mapping[str, Exit[Any, Any]]) -> Supposed:
+def what_if(subject: Subject, edits: Edits) -> Supposed:
     """Folds the record with these steps' exits replaced. Other steps get their recorded answer, if the same thing is asked of them."""
     entries = [entry for entry in live_entries(subject.journal) if entry.kind != CANCEL]
     fold, used = subject.fold(), list[Entry]()
@@ -267,11 +277,15 @@ def _try(fold: Fold, entry: Entry) -> bool:
     return True
 
 
-def _with_exit(fold: Fold, entry: Entry, exit: Exit[Any, Any]) -> Entry:
+def _with_exit(fold: Fold, entry: Entry, exit: Exit[Any, Any] | Written) -> Entry:
     one = fold.machine.pending.get(entry.step)
     if one is None:
         return entry
-    kind, body = fold.encode_exit(one, exit)
+    if isinstance(exit, Written):
+        kind, body = exit.kind, exit.body
+        fold.decoded(one, kind, body)
+    else:
+        kind, body = fold.encode_exit(one, exit)
     return evolve(entry, kind=kind, body=body)
 
 
@@ -290,4 +304,4 @@ def _joins(pending: Iterable[Pending]) -> tuple[str, ...]:
     return tuple(one.instruction.child.id for one in pending if isinstance(one.instruction, Join))
 
 
-__all__ = ["CannotRetry", "Plan", "Subject", "Supposed", "edited", "forked", "position_of", "retried", "rewound", "what_if"]
+__all__ = ["CannotRetry", "Edits", "Plan", "Subject", "Supposed", "Written", "edited", "forked", "position_of", "retried", "rewound", "what_if"]

@@ -56,3 +56,37 @@ begin
     perform flowdsl.post(array[p_execution], array['signal'], array[p_name], array[p_key], array[moved.body]);
   end loop;
 end $$;
+
+-- The same signal to many executions by their ids, in one round trip and one commit. One outcome each, in the order given: sent | again | ended |
+-- unmatched (there is no such execution: nothing is kept).
+create or replace function flowdsl.send_many(p_tenant text, p_to uuid[], p_name text, p_body bytea[], p_delivery text[])
+returns text[] language plpgsql as $$
+declare
+  living uuid[];
+  known text[];
+  fresh bigint[];
+begin
+  with locked as (
+    select x.id, x.status from flowdsl.executions x where x.id = any(p_to) and x.tenant = p_tenant order by x.id for no key update)
+  select array_agg(id) filter (where status in ('running', 'suspended', 'blocked')), array_agg(id::text) into living, known from locked;
+  with wish as (
+    select t.id, t.delivery, min(t.n) as n from unnest(p_to, p_delivery) with ordinality as t(id, delivery, n)
+     where t.id = any(living) group by t.id, t.delivery),
+  first as (
+    insert into flowdsl.deliveries (scope, delivery)
+    select p_tenant || '/' || p_name || '/' || w.id::text, w.delivery from wish w order by 1, 2
+    on conflict do nothing returning scope, delivery)
+  select coalesce(array_agg(w.n order by w.n), '{}') into fresh
+    from wish w join first f on f.scope = p_tenant || '/' || p_name || '/' || w.id::text and f.delivery = w.delivery;
+  if cardinality(fresh) > 0 then
+    perform flowdsl.post(array_agg(t.id order by t.n), array_agg('signal'::text), array_agg(p_name), array_agg(null::text), array_agg(t.body order by t.n))
+      from unnest(p_to, p_body) with ordinality as t(id, body, n) where t.n = any(fresh);
+  end if;
+  return (
+    select array_agg(case
+        when t.n = any(fresh) then 'sent'
+        when t.id = any(living) then 'again'
+        when t.id::text = any(known) then 'ended'
+        else 'unmatched' end order by t.n)
+      from unnest(p_to) with ordinality as t(id, n));
+end $$;

@@ -1,0 +1,5 @@
+-- Dead letters: executions that failed or are blocked, until a person retried or discarded them.
+
+alter table flowdsl.executions add column discarded timestamptz;
+
+create index executions_dead on flowdsl.executions (started) where status in ('failed', 'blocked') and discarded is null;
