@@ -1,4 +1,4 @@
-"""Commands with which people intervene: `signal`, `pause`, `resume`, `terminate`, `retry`, `rewind`, `fork`, `what-if`, `dead`, `prune`, `compat`, …"""
+"""Commands with which people intervene: `signal`, `pause`, `resume`, `terminate`, `retry`, `rewind`, `fork`, `what-if`, `dead`, `compat`, …"""
 
 from __future__ import annotations
 
@@ -286,12 +286,9 @@ def what_if(deployment: str, id: str, edits: tuple[str, ...], tenant: str, datab
     _operated(database, tenant, load(deployment), work)
 
 
-@click.group(short_help="Executions that failed or are blocked.", invoke_without_command=True)
-@click.pass_context
-def dead(context: click.Context) -> None:
+@click.group(short_help="Executions that failed or are blocked.")
+def dead() -> None:
     """Dead letters: executions that failed or are blocked, until somebody retries or discards them."""
-    if context.invoked_subcommand is None:
-        context.invoke(dead_list)
 
 
 @dead.command("list")
@@ -300,7 +297,7 @@ def dead(context: click.Context) -> None:
 @TENANT
 @DATABASE
 @JSON
-def dead_list(workflow: str | None = None, limit: int = 100, tenant: str = "default", database: str | None = None, as_json: bool = False) -> None:
+def dead_list(workflow: str | None, limit: int, tenant: str, database: str | None, as_json: bool) -> None:
     """Which there are, newest first, with the cause."""
     if as_json:
         only_json()
@@ -464,7 +461,7 @@ def export(ids: tuple[str, ...], output: Path | None, tenant: str, database: str
         if output is None:
             click.echo(text)
         else:
-            output.write_text(text, encoding="utf-8")
+            output.write_text(text, encoding="utf-8")  # noqa: ASYNC240 (nothing else goes on)
         return 0
 
     on_store(database, work)
