@@ -12,10 +12,14 @@ from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
 
 import asyncpg
+import hypothesis
 import pytest
 
 from flowdsl.postgres.embedded import start
 from flowdsl.postgres.schema import migrate
+
+hypothesis.settings.register_profile("flowdsl", deadline=None)  # a machine that is busy is no failure
+hypothesis.settings.load_profile("flowdsl")
 
 
 def at(dsn: str, name: str) -> str:
