@@ -108,6 +108,38 @@ def signal_(to: str, name: str, payload: str, delivery: str | None, tenant: str,
     _operated(database, tenant, None, work)
 
 
+@click.command(short_help="Signals that nobody waits for yet.")
+@click.option("--limit", type=click.IntRange(1), default=100, show_default=True)
+@TENANT
+@DATABASE
+@JSON
+def unmatched(limit: int, tenant: str, database: str | None, as_json: bool) -> None:
+    """Signals to correlation keys that nobody has waited for yet: kept for who comes, and deleted by `prune` after a week."""
+    if as_json:
+        only_json()
+
+    async def work(operator: Operator, store: Store) -> int:
+        import json
+
+        from flowdsl.cli.screen import Column, clock, table
+
+        found = await store.unmatched(tenant, limit)
+        if as_json:
+            emit([{**{name: row[name] for name in ("name", "key", "delivery", "at")}, "payload": json.loads(row["body"])} for row in found])
+        elif not found:
+            click.echo("none")
+        else:
+            table(
+                Column("signal", [shown(row["name"]) for row in found]),
+                Column("key", [shown(row["key"]) for row in found], folds=True),
+                Column("at", [clock(row["at"]) for row in found]),
+                Column("payload", [shown(row["body"].decode(errors="replace"))[:200] for row in found], folds=True),
+            )
+        return 0
+
+    _operated(database, tenant, None, work)
+
+
 @click.command(short_help="Hold an execution until it is resumed.")
 @click.argument("id")
 @REASON
@@ -491,4 +523,4 @@ def import_(file: Any, tenant: str | None, database: str | None, as_json: bool) 
     on_store(database, work)
 
 
-COMMANDS = (signal_, pause, resume, terminate, retry, rewind, fork, what_if, dead, prune, compat, export, import_)
+COMMANDS = (signal_, unmatched, pause, resume, terminate, retry, rewind, fork, what_if, dead, prune, compat, export, import_)

@@ -123,6 +123,9 @@ def test_pause_resume_signal_terminate(folder: Path) -> None:
     late = flowdsl(folder, "signal", id, "go", "8")
     assert late.returncode == 1 and late.stdout == "the execution has ended already\n"
     assert told(folder, "signal", "nobody", "go", "8")["outcome"] == "unmatched"
+    kept = told(folder, "unmatched")
+    assert [(one["name"], one["key"], one["payload"]) for one in kept] == [("go", "nobody", 8)]
+    assert "nobody" in flowdsl(folder, "unmatched").stdout
     assert flowdsl(folder, "signal", id, "go", "{").returncode == 2
 
     other = began(folder, "w.wait", "b")
