@@ -18,8 +18,12 @@ import pytest
 from flowdsl.postgres.embedded import start
 from flowdsl.postgres.schema import migrate
 
+pytest.register_assert_rewrite("tests.postgres", "tests.laws", "tests.conformance", "tests.adapters")
 hypothesis.settings.register_profile("flowdsl", deadline=None)  # a machine that is busy is no failure
 hypothesis.settings.load_profile("flowdsl")
+
+
+os.environ["FLOWDSL_UNSAFE"] = "1"  # our server is a fast one
 
 
 def at(dsn: str, name: str) -> str:
