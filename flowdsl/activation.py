@@ -19,7 +19,8 @@ from attrs import define, field, frozen
 from returns.result import Failure, Success
 
 from flowdsl.codec import NotJournalable, Undecodable, codec, encode_plain
-from flowdsl.definition import Workflow
+from flowdsl.definition import Activity, Workflow
+from flowdsl.errors import TooLarge
 from flowdsl.flow import (
     Audit,
     CancelChild,
@@ -36,6 +37,7 @@ from flowdsl.flow import (
     Send,
     Sleep,
     Start,
+    TimedOut,
     members,
 )
 from flowdsl.journal import (
@@ -55,7 +57,8 @@ from flowdsl.journal import (
     defect_body,
     encode_exit,
 )
-from flowdsl.machine import CancelScope, Checkpoint, Pending
+from flowdsl.machine import CancelScope, Checkpoint, Pending, defect
+from flowdsl.policy import Limits, shown, within
 
 Stored: TypeAlias = Literal["running", "suspended", "blocked", "succeeded", "failed", "cancelled"]
 OPEN: Final[tuple[Stored, ...]] = ("running", "suspended", "blocked")
@@ -95,6 +98,7 @@ class NewChild:
     request: bytes
     step: str
     detached: bool
+    terminates: bool = False
 
 
 @frozen
@@ -138,6 +142,9 @@ def live_entries(journal: Sequence[Entry]) -> list[Entry]:
     return list(journal)
 
 
+_NOTHING: Final = Turn()
+
+
 class Activation:
     """Drives the fold of one execution. All times are Postgres's (or virtual): upper bounds when something begins, lower when it is due."""
 
@@ -147,8 +154,9 @@ class Activation:
         workflow: Workflow[Any, Any, Any],
         request: bytes,
         definitions: Callable[[str], Workflow[Any, Any, Any]],
+        limits: Limits = Limits(),  # noqa: B008 (it is frozen)
     ) -> None:
-        self.execution, self.workflow = execution, workflow
+        self.execution, self.workflow, self.limits = execution, workflow, limits
         self.fold = Fold(execution, Do(workflow.body, (codecs_of(workflow).request.decode(request),)), definitions)
         self.seen = 0
         self.paused: str | None = None
@@ -172,10 +180,23 @@ class Activation:
         machine = self.fold.machine
         machine.opened.sort(key=_turn_of)
         for one in list(machine.opened):
-            cut_short = isinstance(one.instruction, Perform) and one.due is None and (taken_over or one.intended)
+            running = one.due is None or one.due < now  # a delay that was over may have been followed by an attempt that nobody heard of
+            cut_short = isinstance(one.instruction, Perform) and running and (taken_over or one.intended)
             if cut_short and machine.pending.get(one.step) is one:
                 self._interrupted(one, now)
+        self._wait_again(now)
         self.deliver(mails, now)
+
+    def _wait_again(self, now: datetime) -> None:
+        """What was waited for before its mail came is answered in the order in which it came, as if it had been here."""
+        machine = self.fold.machine
+        opened, machine.opened = machine.opened, []
+        for one in opened:
+            waits = isinstance(one.instruction, Join) or (isinstance(one.instruction, Receive) and one.instruction.wait)
+            if not waits:
+                machine.opened.append(one)
+            elif machine.pending.get(one.step) is one:
+                self._opened(one, now)
 
     def deliver(self, mails: Iterable[Mail], now: datetime) -> None:
         """Mail, in order. What has been seen already is passed over."""
@@ -204,10 +225,24 @@ class Activation:
         elif kind == "pause":
             self.paused = reason
         elif self.fold.machine.exit is None:
-            self._turn.entries.append(self.fold.record_intervention(Intervention("terminate", "", reason), now))
+            by = "its parent"
+            self._turn.entries.append(self.fold.record_intervention(Intervention("terminate", by, reason), now))
+            self._turn.audits.append(("TERMINATED", encode_plain({"by": by, "reason": reason})))
 
-    def ended(self, step: str, exit: Success[Any] | Failure[Any] | Defect, now: datetime, *, timed_out: bool = False) -> bool:
-        """How an attempt ended: recorded as the step's exit, or as a failed attempt if the policy gives it another. False: nobody asks any more."""
+    def ended(
+        self,
+        step: str,
+        exit: Success[Any] | Failure[Any] | Defect,
+        now: datetime,
+        *,
+        timed_out: bool = False,
+        final: bool = False,
+        wait: timedelta | None = None,
+    ) -> bool:
+        """How an attempt ended: recorded as the step's exit, or as a failed attempt if the policy gives it another. False: nobody asks any more.
+
+        `final`: it gets none, whatever the policy says; `wait`: none before that time is over.
+        """
         self.busy.discard(step)
         one = self.fold.machine.pending.get(step)
         if one is None or not isinstance(one.instruction, Perform):
@@ -215,7 +250,7 @@ class Activation:
         if isinstance(exit, Success):
             self._answer(one, exit.unwrap(), now)
         else:
-            self._failed(one, exit, now, timed_out)
+            self._failed(one, exit, now, again=None if not (timed_out or final) else not final, wait=wait)
         self._settle(now)
         return True
 
@@ -259,7 +294,7 @@ class Activation:
                 self._record(step, SUCCESS, NULL, now)
             elif isinstance(one.instruction, Perform) and one.due == due:
                 one.due = None
-                self._turn.performs.append(one)
+                self._let_out(one, now)
         self._settle(now)
 
     # What goes out
@@ -296,6 +331,16 @@ class Activation:
     def idle(self) -> bool:
         """Whether it only waits: for a time, for mail, for a child."""
         return not self.busy and self.fold.machine.exit is None
+
+    @property
+    def performing(self) -> bool:
+        """Whether an activity is open: running, or waiting for its next attempt."""
+        return any(isinstance(one.instruction, Perform) for one in self.fold.machine.pending.values())
+
+    @property
+    def stirred(self) -> bool:
+        """Whether something has followed since the last turn was taken: it is not all recorded then."""
+        return self._turn != _NOTHING
 
     def found(self, child: str, exit: bytes, now: datetime) -> None:
         """A child had ended before anyone waited for it here, and its mail is gone."""
@@ -362,13 +407,20 @@ class Activation:
 
     def _answer(self, one: Pending, value: Any, now: datetime) -> None:
         try:
-            body = self.fold.encode_answer(one, value)
-        except NotJournalable as error:
-            self._record(one.step, BUG, defect_body(Defect(self._whose(one), str(error))), now)
+            body = self.encoded(one, value)
+        except (NotJournalable, TooLarge) as error:
+            self._refuse(one, error, now)
         else:
             self._record(one.step, SUCCESS, body, now)
 
-    def _refuse(self, one: Pending, error: NotJournalable, now: datetime) -> None:
+    def encoded(self, one: Pending, value: Any) -> bytes:
+        """An answer as it is recorded. Raises `NotJournalable` or `TooLarge`."""
+        return within(self.limits.answer, "its answer", self.fold.encode_answer(one, value))
+
+    def _encoded_failure(self, one: Pending, error: Any) -> bytes:
+        return within(self.limits.answer, "its failure", self.fold.encode_failure(one, error))
+
+    def _refuse(self, one: Pending, error: NotJournalable | TooLarge, now: datetime) -> None:
         self._record(one.step, BUG, defect_body(Defect(self._whose(one), str(error))), now)
 
     def _whose(self, one: Pending) -> str:
@@ -390,8 +442,8 @@ class Activation:
     def _begin_attempts(self, one: Pending, now: datetime) -> None:
         instruction = cast("Perform[Any, Any]", one.instruction)
         try:
-            self.fold.request(one)
-        except NotJournalable as error:
+            within(self.limits.request, "its input", self.fold.request(one))
+        except (NotJournalable, TooLarge) as error:
             self._refuse(one, error, now)
             return
         if one.due is not None:
@@ -399,12 +451,27 @@ class Activation:
             return
         if instruction.activity.policies.crash == "fail" and not one.intended:
             self._record(one.step, INTENT, NULL, now)
-        self._turn.performs.append(one)
+        self._let_out(one, now)
+
+    def _let_out(self, one: Pending, now: datetime) -> None:
+        """An attempt is due. Not if all the time of its activity is over: nobody was there to make it."""
+        activity = cast("Perform[Any, Any]", one.instruction).activity
+        overall = activity.policies.schedule_to_close
+        if overall is not None and now >= after(one.opened, overall) > one.opened:
+            self._failed(one, timed_out(activity, "schedule_to_close"), now, again=False)
+        else:
+            self._turn.performs.append(one)
+
+    def withdraw(self, one: Pending, now: datetime) -> None:
+        """An attempt that was intended has not been made, and will not be made here."""
+        if one.intended and self.fold.machine.pending.get(one.step) is one:
+            self.busy.discard(one.step)
+            self._record(one.step, INTERRUPTED, b'{"number":%d}' % one.attempts, now)
 
     def _interrupted(self, one: Pending, now: datetime) -> None:
         activity = cast("Perform[Any, Any]", one.instruction).activity
         number, limit = one.attempts + 1, activity.policies.schedule_to_close
-        over = limit is not None and now >= _later(one.opened, limit)
+        over = limit is not None and now >= after(one.opened, limit)
         if activity.policies.crash == "fail":
             if one.intended:
                 self._record(one.step, FAILURE, self.fold.encode_failure(one, Interrupted()), now)
@@ -418,35 +485,38 @@ class Activation:
         else:
             self._record(one.step, INTERRUPTED, b'{"number":%d}' % number, now)
 
-    def _failed(self, one: Pending, exit: Failure[Any] | Defect, now: datetime, timed_out: bool) -> None:
+    def _failed(self, one: Pending, exit: Failure[Any] | Defect, now: datetime, *, again: bool | None = None, wait: timedelta | None = None) -> None:
+        """`again`: whether there is to be another attempt, if that is not for the retry policy to say."""
         activity = cast("Perform[Any, Any]", one.instruction).activity
         policies, number = activity.policies, one.attempts + 1
-        kind, error = (BUG, exit) if isinstance(exit, Defect) else (FAILURE, exit.failure())
+        kind = BUG if isinstance(exit, Defect) else FAILURE
         try:
-            body = defect_body(exit) if isinstance(exit, Defect) else self.fold.encode_failure(one, error)
-            again = kind == BUG or timed_out or policies.retry.picks(error)
-        except NotJournalable as refused:
+            body = defect_body(exit) if isinstance(exit, Defect) else self._encoded_failure(one, exit.failure())
+        except (NotJournalable, TooLarge) as refused:
             self._refuse(one, refused, now)
             return
+        try:
+            again = isinstance(exit, Defect) or policies.retry.picks(exit.failure()) if again is None else again
+            wished = wait if wait is not None or isinstance(exit, Defect) else getattr(exit.failure(), "retry_after", None)
+            due = after(now, self._pause(one, number, wished))
         except Exception as broken:
-            self._record(one.step, BUG, defect_body(Defect(activity.name, f"the predicate in its retry policy raised {broken!r}")), now)
+            told = f"its retry policy cannot be asked: {defect(broken).message}"
+            self._record(one.step, BUG, defect_body(Defect(activity.name, told)), now)
             return
-        due = _later(now, self._pause(one, number, error))
         limit = policies.schedule_to_close
-        if not again or policies.crash == "fail" or policies.retry.exhausted(number) or (limit is not None and due >= _later(one.opened, limit)):
+        if not again or policies.crash == "fail" or policies.retry.exhausted(number) or (limit is not None and due >= after(one.opened, limit)):
             self._record(one.step, kind, body, now)
             return
         self._record(one.step, ATTEMPT, attempt_body(number, due, kind, body), now)
         self._push(due, one, now)
 
-    def _pause(self, one: Pending, number: int, error: Any) -> timedelta:
+    def _pause(self, one: Pending, number: int, wished: object) -> timedelta:
         retry = cast("Perform[Any, Any]", one.instruction).activity.policies.retry
         chance = 0.0
         if retry.jitter:
             drawn = blake2b(f"{self.execution.id}/{one.step}/{number}".encode(), digest_size=8).digest()
             chance = int.from_bytes(drawn, "big") / 2**64
         pause = retry.delay(number, chance)
-        wished = getattr(error, "retry_after", None)
         return max(pause, wished) if isinstance(wished, timedelta) else pause
 
     # Waits
@@ -498,8 +568,8 @@ class Activation:
 
     def _begin_child(self, one: Pending, start: Start[Any], now: datetime) -> None:
         try:
-            request = self.fold.request(one)
-        except NotJournalable as error:
+            request = within(self.limits.request, "its input", self.fold.request(one))
+        except (NotJournalable, TooLarge) as error:
             self._refuse(one, error, now)
             return
         if start.key is not None:
@@ -507,13 +577,13 @@ class Activation:
             return
         id = child_id(self.fold.key(one.step))
         workflow = start.workflow
-        self._turn.children.append(NewChild(id, workflow.name, workflow.version, None, request, one.step, start.detached))
+        self._turn.children.append(NewChild(id, workflow.name, workflow.version, None, request, one.step, start.detached, start.terminates))
         self._record(one.step, SUCCESS, json.dumps(id).encode(), now)
 
     def _send(self, one: Pending, send: Send, now: datetime) -> None:
         try:
-            body = codec(send.signal.payload).encode(send.payload)
-        except NotJournalable as error:
+            body = within(self.limits.request, "its payload", codec(send.signal.payload).encode(send.payload))
+        except (NotJournalable, TooLarge) as error:
             self._refuse(one, error, now)
             return
         self._turn.mails.append(Sent(send.to, "signal", send.signal.name, body, self.fold.key(one.step)))
@@ -533,8 +603,8 @@ class Activation:
         exit = machine.exit
         assert exit is not None
         try:
-            body = encode_exit(self.workflow, exit)
-        except NotJournalable as error:
+            body = within(self.limits.answer, "it", encode_exit(self.workflow, exit))
+        except (NotJournalable, TooLarge) as error:
             exit = Defect(f"the answer of {self.workflow.name}", str(error))
             body = encode_exit(self.workflow, exit)
         if machine.failed_undos:
@@ -543,9 +613,28 @@ class Activation:
         return Ended(status, body)
 
 
+Span: TypeAlias = Literal["timeout", "schedule_to_close", "heartbeat"]
+"""The policies that an attempt can run out of."""
+
+_RAN_OUT: Final[dict[Span, str]] = {
+    "timeout": "after {}",
+    "schedule_to_close": "after {} over all attempts",
+    "heartbeat": "without a heartbeat for {}",
+}
+
+
+def timed_out(activity: Activity[Any, Any, Any], span: Span) -> Failure[TimedOut] | Defect:
+    """How an attempt ends that is given up: the failure `TimedOut` if the contract declares it."""
+    policies = activity.policies
+    limit = shown({"timeout": policies.start_to_close, "heartbeat": policies.heartbeat}.get(span, policies.schedule_to_close) or timedelta())
+    if TimedOut in members(activity.root.shape.failures):
+        return Failure(TimedOut(limit))
+    return Defect(activity.name, f"timed out {_RAN_OUT[span].format(limit)}")
+
+
 def _over_at(one: Pending, until: timedelta | datetime) -> datetime:
     """When a sleep is over."""
-    return until if isinstance(until, datetime) else _later(one.opened, until)
+    return until if isinstance(until, datetime) else after(one.opened, until)
 
 
 def _turn_of(one: Pending) -> datetime:
@@ -554,7 +643,7 @@ def _turn_of(one: Pending) -> datetime:
     return over if over > one.opened else _EARLIEST
 
 
-def _later(at: datetime, span: timedelta) -> datetime:
+def after(at: datetime, span: timedelta) -> datetime:
     try:
         return at + span
     except OverflowError:

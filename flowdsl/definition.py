@@ -19,7 +19,7 @@ from returns.result import Result
 from typing_extensions import TypeAliasType
 
 from flowdsl.errors import DefinitionError
-from flowdsl.flow import Child, Do, Existing, Flow, Interrupted, Perform, Start, Status, Steps, members
+from flowdsl.flow import Child, Do, Existing, Flow, Interrupted, OnClose, Perform, Start, Status, Steps, members
 from flowdsl.policy import Budget, Duration, Policies, Retry, duration
 
 I = TypeVar("I")  # noqa: E741 (input; A and E are the answer and the failures)
@@ -188,6 +188,7 @@ class Workflow(Generic[I, A, E]):
     key: str | Callable[[I], str] | None
     reuse: Reuse
     version: int
+    priority: int = 0
 
     def __call__(self, request: I) -> Flow[A, E]:
         """Inline: its steps are steps of the caller."""
@@ -197,9 +198,15 @@ class Workflow(Generic[I, A, E]):
         """As a child execution, started and waited for in one scope, so cancelled with it."""
         return self.start(request, key=key).then(_join)
 
-    def start(self, request: I, *, key: str | None = None, detached: bool = False) -> Flow[Child[A, E], Never]:
-        """A child that runs beside: cancelled with the scope that started it and at its parent's end, unless detached."""
-        return Start(self, request, key if key is not None else self._key(request), detached)
+    def start(self, request: I, *, key: str | None = None, detached: bool = False, on_close: OnClose | None = None) -> Flow[Child[A, E], Never]:
+        """A child that runs beside. When its parent, or the scope that started it, ends first, it is asked to end (`on_close="cancel"`, the default),
+        ended at once without finalizers and undos (`"terminate"`), or left alone (`"abandon"`, for which `detached=True` is short).
+        """
+        if detached and on_close not in (None, "abandon"):
+            raise DefinitionError(self.name, f"detached=True with on_close={on_close!r}", "Leave one of them out")
+        if on_close is not None and on_close not in get_args(OnClose):
+            raise DefinitionError(self.name, f"on_close={on_close!r}", f"Use one of {', '.join(get_args(OnClose))}")
+        return Start(self, request, key if key is not None else self._key(request), detached or on_close == "abandon", on_close == "terminate")
 
     def key_of(self, request: I) -> str:
         """The idempotency key of an input. Raises `DefinitionError` when the workflow has none."""
@@ -233,14 +240,14 @@ def _join(child: Child[A, E]) -> Flow[A, E]:
 class _Define:
     """The decorator that `workflow(...)` gives: from the generator function to the definition."""
 
-    def __init__(self, name: str, key: str | Callable[[Any], str] | None, reuse: Reuse, version: int) -> None:
-        self._name, self._key, self._version = name, key, version
+    def __init__(self, name: str, key: str | Callable[[Any], str] | None, reuse: Reuse, version: int, priority: int) -> None:
+        self._name, self._key, self._version, self._priority = name, key, version, priority
         self._reuse: Reuse = reuse
 
     def __call__(self, body: Callable[[I], Steps[A, E]]) -> Workflow[I, A, E]:
         if not inspect.isgeneratorfunction(body):
             raise DefinitionError(self._name, "its body is not a generator function", "Bind at least one flow with `yield from`")
-        defined = Workflow(self._name, body, self._key, self._reuse, self._version)
+        defined = Workflow(self._name, body, self._key, self._reuse, self._version, self._priority)
         vars(defined).update({name: getattr(body, name) for name in ("__doc__", "__name__", "__qualname__", "__module__")}, __wrapped__=body)
         with suppress(NameError):  # a class that is defined further down: checked again when a deployment is put together
             check_workflow(defined)
@@ -253,17 +260,21 @@ def workflow(
     key: str | Callable[[Any], str] | None = None,
     reuse: Reuse = "join",
     version: int = 1,
+    priority: int = 0,
 ) -> _Define:
     """Turns a generator function `(request: I) -> Steps[A, E]` into the workflow of that durable name.
 
     `key` makes starts idempotent: a template over the input's fields, checked here, or a named function. `reuse` says what a second start
-    with that key does: "join" the same execution, "after_close" a new one once the old has ended, "after_failure", or "reject".
+    with that key does: "join" the same execution, "after_close" a new one once the old has ended, "after_failure", or "reject". Where there is more
+    to do than can begin at once, executions of a higher `priority` and their activities go first, whoever else waits.
     """
     if callable(key) and getattr(key, "__name__", "") == "<lambda>":
         raise DefinitionError(name, "its key is a lambda", "Use a template or a named function: a key must be findable in the source")
     if reuse not in get_args(Reuse):
         raise DefinitionError(name, f"reuse={reuse!r}", f"Use one of {', '.join(get_args(Reuse))}")
-    return _Define(_name("workflow", name), key, reuse, version)
+    if not isinstance(cast("object", priority), int) or not -1000 <= priority <= 1000:
+        raise DefinitionError(name, f"priority={priority!r}", "Use a whole number from -1000 to 1000; 0 is what others have, and more goes first")
+    return _Define(_name("workflow", name), key, reuse, version, priority)
 
 
 def check_workflow(workflow: Workflow[Any, Any, Any]) -> None:

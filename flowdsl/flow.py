@@ -311,12 +311,17 @@ class Send(Flow[None, Never]):
     payload: Any
 
 
+OnClose: TypeAlias = Literal["cancel", "terminate", "abandon"]
+"""What becomes of a child when its parent, or the scope that started it, ends first: asked to end, ended at once, or left alone."""
+
+
 @frozen(eq=False)
 class Start(Flow[A_co, Never]):
     workflow: Workflow[Any, Any, Any]
     request: Any
     key: str | None
     detached: bool
+    terminates: bool = False
 
 
 @frozen(eq=False)

@@ -6,29 +6,30 @@ assert run.exit == Success(40)
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 import json
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import asynccontextmanager
-from contextvars import copy_context
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from heapq import heappop, heappush
 from typing import Any, TypeAlias, TypeVar
 from uuid import UUID
 
 from attrs import define, evolve, field, frozen
-from returns.result import Failure, Success
+from returns.result import Success
 
-from flowdsl.activation import OPEN, Activation, Ended, Mail, MailKind, NewChild, Sent, Stored, Turn, child_id, live_entries
-from flowdsl.binding import Deployment, current_attempt
+from flowdsl.activation import OPEN, Activation, Ended, Mail, MailKind, NewChild, Sent, Stored, Turn, after, child_id, live_entries
+from flowdsl.attempt import Ending, told
+from flowdsl.binding import Deployment
+from flowdsl.budget import Counted, Gate, counted, wished_rest
 from flowdsl.codec import codec
 from flowdsl.definition import Activity, Workflow
-from flowdsl.errors import FlowError, Rejected
+from flowdsl.errors import Rejected
 from flowdsl.flow import Cancelled, Defect, Execution, Existing, Exit, Perform, Receive, Report, Signal, Start, Status
 from flowdsl.journal import ATTEMPT, BUG, FAILURE, OPERATOR, Divergence, Entry, Intervention, codecs_of, decode_exit, encode_exit, slept
-from flowdsl.machine import Pending, defect
-from flowdsl.operating import CannotRetry, Plan, Subject, edited, forked, position_of, retried, rewound
+from flowdsl.machine import Pending
+from flowdsl.operating import CannotRetry, Edits, Plan, Subject, edited, forked, position_of, retried, rewound
+from flowdsl.policy import within
+from flowdsl.virtual import Rehearsal, VirtualAttempt
 
 I = TypeVar("I")  # noqa: E741
 A = TypeVar("A")
@@ -51,6 +52,7 @@ class _Kept:
     parent: str | None
     parent_step: str
     detached: bool
+    terminates: bool = False
     status: Stored = "running"
     exit: bytes = b""
     cause: str | None = None
@@ -58,6 +60,7 @@ class _Kept:
     mailbox: list[Mail] = field(factory=list[Mail])
     mails: int = 0
     activation: Activation | None = None
+    heartbeats: dict[str, bytes] = field(factory=dict[str, bytes])
 
 
 @frozen
@@ -80,33 +83,16 @@ class Run:
         return len(self.calls.get(activity.name, ()))
 
 
-@define
-class _Attempt:
-    """What an implementation may ask in memory."""
+@frozen(order=True)
+class _Late:
+    """An attempt that took its time: its ending is known, and comes when that time is over."""
 
-    idempotency_key: str
+    due: datetime
     number: int
-    tenant: str
-    deadline: datetime
-    cancelled: bool = False
-    last_heartbeat: object = None
-    connect: Callable[[], Any] | None = None
-
-    def heartbeat(self, details: object = None) -> None:
-        self.last_heartbeat = details
-
-    @asynccontextmanager
-    async def transaction(self) -> AsyncGenerator[Any]:
-        yield self._connection()
-
-    @asynccontextmanager
-    async def connection(self) -> AsyncGenerator[Any]:
-        yield self._connection()
-
-    def _connection(self) -> Any:
-        if self.connect is None:
-            raise FlowError("there is no database in memory: pass Memory(..., connect=...) a stand-in, or script this activity with answers=")
-        return self.connect()
+    id: str = field(order=False)
+    one: Pending = field(order=False)
+    activation: Activation = field(order=False)
+    ending: Ending = field(order=False)
 
 
 class Memory:
@@ -130,14 +116,16 @@ class Memory:
         self._answers = {activity.name: answer for activity, answer in (answers or {}).items()}
         self._kept: dict[str, _Kept] = {}
         self._keys: dict[tuple[str, str, str], str] = {}
-        self._aliases: dict[tuple[str, str], str] = {}
-        self._unmatched: dict[tuple[str, str], list[Sent]] = {}
-        self._deliveries: set[tuple[str, str]] = set()
+        self._aliases: dict[tuple[str, str, str], str] = {}
+        self._unmatched: dict[tuple[str, str, str], list[Sent]] = {}
+        self._deliveries: set[tuple[str, str, str, str]] = set()
         self._jobs: deque[tuple[str, Pending]] = deque()
+        self._gate = Gate[tuple[str, Pending]]()
         self._calls: dict[str, list[Any]] = {}
         self._story: list[str] = []
         self._notes: list[Report] = []
-        self._runner: asyncio.Runner | None = None
+        self._late: list[_Late] = []
+        self._rehearsal = Rehearsal()
         self._count = 0
 
     def run(self, workflow: Workflow[I, A, E], request: I, *, key: str | None = None) -> Run:
@@ -146,27 +134,29 @@ class Memory:
         self.go()
         return self.look(id)
 
-    def start(self, workflow: Workflow[I, A, E], request: I, *, key: str | None = None) -> str:
+    def start(self, workflow: Workflow[I, A, E], request: I, *, key: str | None = None, tenant: str | None = None) -> str:
         """Starts an execution, idempotently by its key, and gives its id. Raises `Rejected` under reuse="reject"."""
+        tenant = self._tenant if tenant is None else tenant
         chosen = key if key is not None else workflow.key_of(request) if workflow.key is not None else None
-        encoded = codecs_of(workflow).request.encode(request)
+        encoded = within(self._deployment.limits.request, f"the input of {workflow.name}", codecs_of(workflow).request.encode(request))
         self._count += 1
         id = str(UUID(int=self._count))
         if chosen is None:
-            self._create(_Kept(Execution(id, self._tenant, workflow.name, None, None, self.now), workflow, encoded, None, "", False))
+            self._create(_Kept(Execution(id, tenant, workflow.name, None, None, self.now), workflow, encoded, None, "", False))
             return id
-        taken = self._claim_key((f"tenant {self._tenant}", workflow.name, chosen), workflow, id)
+        taken = self._claim_key((f"tenant {tenant}", workflow.name, chosen), workflow, id)
         if taken is not None:
             if workflow.reuse == "reject":
                 raise Rejected(workflow.name, chosen, taken)
             return taken
-        self._create(_Kept(Execution(id, self._tenant, workflow.name, chosen, None, self.now), workflow, encoded, None, "", False))
+        self._create(_Kept(Execution(id, tenant, workflow.name, chosen, None, self.now), workflow, encoded, None, "", False))
         return id
 
-    def signal(self, to: str, signal: Signal[T], payload: T, *, delivery: str | None = None) -> None:
+    def signal(self, to: str, signal: Signal[T], payload: T, *, delivery: str | None = None, tenant: str | None = None) -> None:
         """Sends a signal to an execution id or a correlation key; the same delivery id acts once."""
         self._count += 1
-        self._deliver(Sent(to, "signal", signal.name, codec(signal.payload).encode(payload), delivery or f"sent-{self._count}"))
+        sent = Sent(to, "signal", signal.name, codec(signal.payload).encode(payload), delivery or f"sent-{self._count}")
+        self._deliver(sent, self._tenant if tenant is None else tenant)
 
     def cancel(self, id: str, reason: str = "asked to") -> None:
         """Asks an execution to end; one that is blocked does so when it is resumed."""
@@ -214,7 +204,7 @@ class Memory:
         kept = self._kept[id]
         self._intervene(kept, rewound(self._subject(kept), to, by="", reason=reason))
 
-    def fork(self, id: str, to: str | int, edits: Mapping[str, Exit[Any, Any]] | None = None) -> str:
+    def fork(self, id: str, to: str | int, edits: Edits | None = None) -> str:
         """A new execution that goes on from where that one stood, with these steps' exits replaced. Gives its id."""
         kept = self._kept[id]
         subject = self._subject(kept)
@@ -231,13 +221,11 @@ class Memory:
     def go(self) -> None:
         """Runs until nothing more can happen without time or mail from outside; the clock jumps to whatever is due."""
         try:
-            while self._jobs or self._find_children() or self._pass_time():
+            while self._jobs or self._let_through() or self._find_children() or self._pass_time():
                 if self._jobs:
                     self._perform(*self._jobs.popleft())
         finally:
-            if self._runner is not None:
-                self._runner.close()
-                self._runner = None
+            self._rehearsal.close()
 
     def look(self, id: str) -> Run:
         """What is known of an execution."""
@@ -259,11 +247,12 @@ class Memory:
         return Subject(kept.execution, kept.request, kept.journal, self._deployment.workflow)
 
     def _intervene(self, kept: _Kept, plan: Plan) -> None:
+        kept.activation = None  # from here on it records nothing more
         at = max(self.now, kept.journal[-1].at) if kept.journal else self.now
         kept.journal.append(Entry(len(kept.journal), OPERATOR, at, "", "operator", "", plan.what.encode(), plan.live))
         self._forget_jobs(kept)
         kept.mailbox = [mail for mail in kept.mailbox if mail.kind != "exit"]  # children that are retried end anew; the others' rows tell
-        keys = [key for (_, key), id in self._aliases.items() if id == kept.execution.id]
+        keys = [key for (_, _, key), id in self._aliases.items() if id == kept.execution.id]
         for name, key, body in plan.mails(keys):
             kept.mails += 1
             kept.mailbox.append(Mail(kept.mails, "signal", name, key, body))
@@ -274,6 +263,7 @@ class Memory:
 
     def _forget_jobs(self, kept: _Kept) -> None:
         self._jobs = deque(job for job in self._jobs if job[0] != kept.execution.id)
+        self._late = sorted(late for late in self._late if late.id != kept.execution.id)
 
     def _reopen(self, kept: _Kept) -> None:
         kept.status, kept.exit, kept.cause = "running", b"", None
@@ -286,7 +276,7 @@ class Memory:
         self._wake(kept, taken_over=False)
 
     def _wake(self, kept: _Kept, *, taken_over: bool) -> None:
-        kept.activation = Activation(kept.execution, kept.workflow, kept.request, self._deployment.workflow)
+        kept.activation = Activation(kept.execution, kept.workflow, kept.request, self._deployment.workflow, self._deployment.limits)
         try:
             kept.activation.begin(live_entries(kept.journal), kept.mailbox, self.now, taken_over=taken_over)
         except Divergence as error:
@@ -311,7 +301,7 @@ class Memory:
         for child in turn.children:
             self._begin_child(kept, child)
         for mail in turn.mails:
-            self._deliver(mail)
+            self._deliver(mail, kept.execution.tenant)
         for scope in turn.cancels:
             self._cancel_children(kept, scope + ".")
         if kept.activation is not activation:
@@ -319,6 +309,9 @@ class Memory:
         if turn.ended is not None:
             self._end(kept, turn.ended)
         elif activation.paused is not None:
+            for one in [*turn.performs, *(one for id, one in self._jobs if id == kept.execution.id)]:
+                activation.withdraw(one, self.now)
+            kept.journal += activation.take_turn().entries
             kept.status, kept.cause, kept.activation = "blocked", f"paused: {activation.paused}", None
             self._forget_jobs(kept)
         elif self._crash is not None and any(self._crash(n) for n in numbers):
@@ -330,29 +323,34 @@ class Memory:
     def _let_out(self, kept: _Kept, turn: Turn) -> None:
         for one in turn.asks:
             self._ask(kept, one)
-        self._jobs.extend((kept.execution.id, one) for one in turn.performs)
+        for one in turn.performs:
+            if budgets := _budgets(kept, one):
+                self._gate.join((kept.execution.id, one), budgets, kept.execution.tenant, kept.workflow.priority)
+            else:
+                self._jobs.append((kept.execution.id, one))
 
     def _begin_child(self, parent: _Kept, child: NewChild) -> None:
         if child.id in self._kept:
             return
         execution = Execution(child.id, parent.execution.tenant, child.workflow, child.key, parent.execution.id, self.now)
         workflow = self._deployment.workflow(child.workflow)
-        kept = _Kept(execution, workflow, child.request, parent.execution.id, child.step, child.detached)
+        kept = _Kept(execution, workflow, child.request, parent.execution.id, child.step, child.detached, child.terminates)
         self._kept[child.id] = kept
         self._wake(kept, taken_over=False)
 
-    def _deliver(self, mail: Sent) -> None:
+    def _deliver(self, mail: Sent, tenant: str) -> None:
+        """Once by its delivery id. What nobody waits for is kept under its key for the next who does."""
         kept, key = self._kept.get(mail.to), None
-        if kept is None:
-            id = self._aliases.get((mail.name, mail.to))
-            if id is None:
-                self._unmatched.setdefault((mail.name, mail.to), []).append(mail)
-                return
-            kept, key = self._kept[id], mail.to
-        if (mail.to, mail.delivery) in self._deliveries:
+        if kept is None or kept.execution.tenant != tenant:
+            kept, key = self._kept.get(self._aliases.get((tenant, mail.name, mail.to), "")), mail.to
+        ended = kept is not None and kept.status not in OPEN
+        if (ended and key is None) or (tenant, mail.name, mail.to, mail.delivery) in self._deliveries:
             return
-        self._deliveries.add((mail.to, mail.delivery))
-        self._post(kept, mail, key)
+        self._deliveries.add((tenant, mail.name, mail.to, mail.delivery))
+        if kept is None or ended:
+            self._unmatched.setdefault((tenant, mail.name, mail.to), []).append(mail)
+        else:
+            self._post(kept, mail, key)
 
     def _post(self, kept: _Kept, mail: Sent, key: str | None) -> None:
         kept.mails += 1
@@ -365,7 +363,7 @@ class Memory:
     def _cancel_children(self, parent: _Kept, prefix: str) -> None:
         for kept in list(self._kept.values()):
             if kept.parent == parent.execution.id and kept.parent_step.startswith(prefix) and kept.status in OPEN and not kept.detached:
-                self.cancel(kept.execution.id, "cancelled by its parent")
+                self._wish(kept.execution.id, "terminate" if kept.terminates else "cancel", "cancelled by its parent")
 
     def _end(self, kept: _Kept, ended: Ended) -> None:
         kept.status, kept.exit, kept.cause = ended.status, ended.exit, ended.cause
@@ -388,9 +386,10 @@ class Memory:
                 statuses = self._statuses(kept, existing)
                 activation.answered(one.step, codec(dict[str, Status]).encode(statuses), self.now)
             case Receive() as receive:
-                self._aliases[(receive.signal.name, receive.key or "")] = kept.execution.id
-                for mail in self._unmatched.pop((receive.signal.name, receive.key or ""), []):
-                    self._deliver(mail)
+                alias = (kept.execution.tenant, receive.signal.name, receive.key or "")
+                self._aliases[alias] = kept.execution.id
+                for mail in self._unmatched.pop(alias, []):
+                    self._post(kept, mail, receive.key)
                 activation.registered(one.step)
             case _:
                 raise AssertionError(one.instruction)
@@ -404,7 +403,9 @@ class Memory:
         taken = None if id in self._kept else self._claim_key(scope, start.workflow, id)
         if taken is None:
             request = activation.fold.request(one)
-            self._begin_child(kept, NewChild(id, start.workflow.name, start.workflow.version, start.key, request, one.step, start.detached))
+            self._begin_child(
+                kept, NewChild(id, start.workflow.name, start.workflow.version, start.key, request, one.step, start.detached, start.terminates)
+            )
             activation.answered(one.step, codec(str).encode(id), self.now)
             return
         if start.workflow.reuse == "reject":
@@ -452,52 +453,81 @@ class Memory:
         """Jumps to the next due time; False when nothing is due ever."""
         live = [kept for kept in self._kept.values() if kept.activation is not None and kept.status in OPEN]
         dues = [(due, kept) for kept in live if (due := kept.activation.next_due if kept.activation else None) is not None]
-        if not dues:
+        opens = self._gate.next(self.now)
+        others = [due for due, _ in dues] + ([opens] if opens is not None else [])
+        if self._late and all(self._late[0].due <= due for due in others):
+            self._come(heappop(self._late))
+            return True
+        if not others:
             return False
-        self.now = max(self.now, min(due for due, _ in dues))
+        self.now = max(self.now, min(others))
         for due, kept in dues:
             if due <= self.now and kept.activation is not None:
                 kept.activation.tick(self.now)
                 self._commit(kept)
         return True
 
+    def _come(self, late: _Late) -> None:
+        kept = self._kept[late.id]
+        if kept.activation is late.activation and self._wanted((late.id, late.one)):
+            self.now = max(self.now, late.due)
+            self._ended(kept, late.activation, late.one, late.ending)
+
+    def _let_through(self) -> bool:
+        """Begins what its budgets allow now; False when that is nothing."""
+        self._jobs.extend(self._gate.through(self.now, self._wanted))
+        return bool(self._jobs)
+
+    def _wanted(self, job: tuple[str, Pending]) -> bool:
+        activation = self._kept[job[0]].activation
+        return activation is not None and activation.fold.machine.pending.get(job[1].step) is job[1]
+
     def _perform(self, id: str, one: Pending) -> None:
         kept = self._kept[id]
         activation, instruction = kept.activation, one.instruction
-        if activation is None or not isinstance(instruction, Perform) or activation.fold.machine.pending.get(one.step) is not one:
+        if activation is None or not isinstance(instruction, Perform) or not self._wanted((id, one)):
             return
-        activity = instruction.activity
-        request = codecs_of(activity.root).request.decode(activation.fold.request(one))
-        self._calls.setdefault(activity.name, []).append(request)
-        exit = self._called(activity, request, activation.fold.key(one.step), one.attempts + 1)
-        activation.ended(one.step, exit, self.now)
+        activity, body = instruction.activity, activation.fold.request(one)
+        codecs = codecs_of(activity.root)
+        self._calls.setdefault(activity.name, []).append(codecs.request.decode(body))
+        answer = self._answers.get(activity.name) or self._deployment.binding(activity.name).implementation
+        attempt = self._attempt(kept, activity, activation.fold.key(one.step), one)
+        ending, took = self._rehearsal.carry_out(attempt, answer, codecs.request.decode(body))
+        if attempt.details is not None:
+            kept.heartbeats[attempt.idempotency_key] = attempt.details
+        if took:
+            self._count += 1
+            heappush(self._late, _Late(self.now + took, self._count, id, one, activation, ending))
+        else:
+            self._ended(kept, activation, one, ending)
+
+    def _attempt(self, kept: _Kept, activity: Activity[Any, Any, Any], key: str, one: Pending) -> VirtualAttempt:
+        ends, overall = [after(self.now, activity.policies.start_to_close)], activity.policies.schedule_to_close
+        if overall is not None:
+            ends.append(after(one.opened, overall))
+        left = None if overall is None else (ends[-1] - self.now).total_seconds()
+        last = told(kept.heartbeats.get(key))
+        return VirtualAttempt(activity, key, one.attempts + 1, kept.execution.tenant, min(ends), left, self._deployment.limits, last, self._connect)
+
+    def _ended(self, kept: _Kept, activation: Activation, one: Pending, ending: Ending) -> None:
+        if isinstance(ending.exit, Success):
+            kept.heartbeats.pop(activation.fold.key(one.step), None)
+        budgets = _budgets(kept, one)
+        self._gate.over((kept.execution.id, one), budgets)
+        if (rest := wished_rest(ending.exit, ending.wait)) is not None:
+            self._gate.rest(budgets, self.now + rest, self.now)
+        activation.ended(one.step, ending.exit, self.now, timed_out=ending.timed_out, final=ending.final, wait=ending.wait)
         self._commit(kept)
 
-    def _called(self, activity: Activity[Any, Any, Any], request: Any, key: str, number: int) -> Success[Any] | Failure[Any] | Defect:
-        answer = self._answers.get(activity.name) or self._deployment.binding(activity.name).implementation
-        attempt = _Attempt(key, number, self._tenant, self.now + activity.policies.start_to_close, connect=self._connect)
-        token = current_attempt.set(attempt)
-        try:
-            exit = answer(request)
-            if inspect.isawaitable(exit):
-                self._runner = self._runner or asyncio.Runner()
-                exit = self._runner.run(_awaited(exit), context=copy_context())  # a runner keeps the context that it was made in
-        except Exception as error:
-            return defect(error)
-        finally:
-            current_attempt.reset(token)
-        if isinstance(exit, (Success, Failure)):
-            return exit
-        return Defect(activity.name, f"its implementation returned {exit!r}: return Success(...) or Failure(...)")
+
+def _budgets(kept: _Kept, one: Pending) -> Counted:
+    assert isinstance(one.instruction, Perform)
+    return counted(one.instruction.activity.policies.budget, kept.execution.tenant, kept.workflow.name)
 
 
 def _children_of(parent: _Kept) -> str:
     """The scope of the keys of its children: its second run finds those of its first."""
-    return f"parent {parent.execution.key or parent.execution.id}"
-
-
-async def _awaited(answer: Any) -> Any:
-    return await answer
+    return f"parent {(parent.execution.tenant, parent.execution.key or parent.execution.id)}"
 
 
 def public_status(stored: Stored) -> Status:

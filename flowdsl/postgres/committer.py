@@ -15,12 +15,12 @@ from typing import Any, Literal, TypeAlias, cast
 
 import asyncpg
 import structlog
-from attrs import define
+from attrs import define, evolve
 
 from flowdsl.activation import Turn
 from flowdsl.errors import FlowError
 from flowdsl.journal import Entry
-from flowdsl.postgres.store import lost, refuses, trace
+from flowdsl.postgres.store import full, lost, refuses, trace
 
 Fate: TypeAlias = Literal["done", "awake", "again", "left", "fenced"]
 """done: recorded · awake: recorded, but not suspended, since mail came · again: was recorded before · left: another owner was first · fenced: this
@@ -29,7 +29,9 @@ worker was declared gone."""
 log = structlog.get_logger("flowdsl")
 
 TURNS = 512
+ROWS = 4096
 BYTES = 4 << 20
+"""What one batch may hold. A turn that has more goes out in parts, where that does no harm, else alone."""
 REPLY = 60.0
 """Seconds without an answer after which a connection is taken for dead."""
 ASIDE = 1.0
@@ -67,14 +69,17 @@ class Commit:
 class Committer:
     """Owns one connection. `submit` never blocks; each commit's fate is told once."""
 
-    def __init__(self, worker: str, connect: Callable[[], Awaitable[Any]]) -> None:
+    def __init__(self, worker: str, connect: Callable[[], Awaitable[Any]], *, pooled: bool = False) -> None:
         self._worker, self._connect = worker, connect
+        self._patience = _PATIENCE if pooled else ""
         self._queue: list[Commit] = []
         self._under_way: Counter[str] = Counter()
         self._wake = asyncio.Event()
         self._connection: Any = None
         self._task: asyncio.Task[None] | None = None
         self.batches = self.turns = 0
+        self.full = False
+        """Whether the store has no room just now: then it is no use to take on more."""
 
     async def open(self) -> None:
         """Raises `StoreError` when the database cannot be reached."""
@@ -93,9 +98,16 @@ class Committer:
         if self._connection is not None:
             self._connection.terminate()
 
+    async def abandon(self) -> None:
+        """Nothing that was submitted goes out any more."""
+        self._queue.clear()
+        self._under_way.clear()
+        await self.close()
+
     def submit(self, commit: Commit) -> None:
+        parts = _parts(commit)
         self._under_way[commit.execution] += 1
-        self._enqueue(commit)
+        self._enqueue(parts[0] if len(parts) == 1 else _first(parts, self.submit))
 
     def has(self, execution: str) -> bool:
         """Whether the fate of a turn of that execution is still open."""
@@ -116,10 +128,10 @@ class Committer:
         """As much as fits. Of an execution whose machine was thrown away two turns may be queued: they never share a batch."""
         batch: dict[str, Commit] = {}
         left: list[Commit] = []
-        size = 0
+        rows = size = 0
         for index, commit in enumerate(self._queue):
-            size += sum(len(entry.body) for entry in commit.turn.entries)
-            if batch and (len(batch) == TURNS or size > BYTES):
+            rows, size = rows + _rows(commit.turn), size + _bytes(commit.turn)
+            if batch and (len(batch) == TURNS or rows > ROWS or size > BYTES):
                 left += self._queue[index:]
                 break
             if batch.setdefault(commit.execution, commit) is not commit:
@@ -154,9 +166,10 @@ class Committer:
         await self._send(batch[len(batch) // 2 :])
 
     def _settle(self, commit: Commit, tell: Callable[[], None]) -> None:
-        self._under_way[commit.execution] -= 1
-        if not self._under_way[commit.execution]:
-            del self._under_way[commit.execution]
+        if commit.execution in self._under_way:
+            self._under_way[commit.execution] -= 1
+            if not self._under_way[commit.execution]:
+                del self._under_way[commit.execution]
         try:
             tell()
         except Exception as error:  # of one execution: the others must not lose their committer by it
@@ -169,7 +182,9 @@ class Committer:
             try:
                 if self._connection is None or self._connection.is_closed():
                     self._connection = await self._connect()
-                found = await (_append if all(commit.narrow for commit in batch) else _commit)(self._connection, self._worker, batch)
+                send = _append if all(commit.narrow for commit in batch) else _commit
+                found = await send(self._connection, self._worker, batch, self._patience)
+                self.full = False
                 return cast("Sequence[Fate]", found if found is not None else ["done"] * len(batch))
             except Exception as error:
                 if not (isinstance(error, (asyncpg.PostgresError, FlowError)) or lost(error)):
@@ -178,7 +193,8 @@ class Committer:
                     raise
                 self._drop(error)
                 tries += 1
-                waited_out = lost(error) or isinstance(error, (FlowError, asyncpg.DeadlockDetectedError, asyncpg.SerializationError))
+                self.full = full(error)
+                waited_out = self.full or lost(error) or isinstance(error, (FlowError, asyncpg.DeadlockDetectedError, asyncpg.SerializationError))
                 if isinstance(error, asyncpg.LockNotAvailableError) or (tries >= 3 and not waited_out):
                     raise _Held(str(error)) from error
             await asyncio.sleep(min(0.02 * 2**tries, 2.0) * (0.5 + random.random()))
@@ -192,17 +208,73 @@ class Committer:
 
 
 class _Held(Exception):
-    """Something keeps a batch from being recorded, and it is not the connection: a lock, a missing right, a full disk."""
+    """Something keeps a batch from being recorded, and it is not the connection: a lock, a missing right."""
 
 
 def _execution(commit: Commit) -> str:
     return commit.execution
 
 
+def _rows(turn: Turn) -> int:
+    return len(turn.entries) + len(turn.children) + len(turn.mails) + len(turn.takes)
+
+
+def _bytes(turn: Turn) -> int:
+    return sum(len(entry.body) for entry in turn.entries) + sum(len(child.request) for child in turn.children) + sum(len(m.body) for m in turn.mails)
+
+
+# Turns that are too big: thousands of children at once
+
+
+def _parts(commit: Commit) -> list[Commit]:
+    """The turn as several, in order; each begins where the one before it ends, and the last one has what is not an entry or a child.
+
+    Mail, in or out, belongs to an entry that must not be recorded without it: such a turn stays whole.
+    """
+    turn = commit.turn
+    if (_rows(turn) <= ROWS and _bytes(turn) <= BYTES) or turn.takes or turn.mails or turn.cancels or turn.audits:
+        return [commit]
+    children = {child.step: child for child in turn.children}
+    parts, room = [Turn()], (ROWS, BYTES)
+    for entry in turn.entries:
+        child = children.get(entry.step)
+        rows, size = (1, len(entry.body)) if child is None else (2, len(entry.body) + len(child.request))
+        if parts[-1].entries and (room[0] < rows or room[1] < size):
+            parts.append(Turn())
+            room = (ROWS, BYTES)
+        room = (room[0] - rows, room[1] - size)
+        parts[-1].entries.append(entry)
+        if child is not None:
+            parts[-1].children.append(child)
+    return [evolve(commit, turn=part, state=None, exit=None, cause=None) for part in parts[:-1]] + [
+        evolve(commit, turn=evolve(turn, entries=parts[-1].entries, children=parts[-1].children))
+    ]
+
+
+def _first(parts: list[Commit], submit: Callable[[Commit], None]) -> Commit:
+    """The first of them; each is submitted once the one before it is recorded. What became of the last became of the whole."""
+    first, rest = parts[0], parts[1:]
+    if not rest:
+        return first
+
+    def told(part: Commit, fate: Fate) -> None:
+        if fate in ("done", "again"):
+            submit(_first(rest, submit))
+        else:
+            rest[-1].told(rest[-1], fate)
+
+    def refused(part: Commit, reason: str) -> None:
+        rest[-1].refused(rest[-1], reason)
+
+    return evolve(first, told=told, refused=refused)
+
+
+_PATIENCE = " from set_config('lock_timeout', '2000', true)"
+"""For a connection that cannot keep a setting of its own."""
 _APPEND = "select flowdsl.append($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11)"
 _COMMIT = (
     "select flowdsl.commit($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17,$18,$19,$20,$21,$22,$23,$24,$25,$26,$27,$28,$29,$30,$31,"
-    "$32,$33,$34,$35,$36,$37,$38,$39,$40,$41)"
+    "$32,$33,$34,$35,$36,$37,$38,$39,$40,$41,$42)"
 )
 
 
@@ -218,10 +290,10 @@ def _entries(batch: list[Commit]) -> tuple[list[tuple[Commit, Entry, bool]], tup
     )
 
 
-async def _append(connection: Any, worker: str, batch: list[Commit]) -> Any:
+async def _append(connection: Any, worker: str, batch: list[Commit], patience: str = "") -> Any:
     rows, columns = _entries(batch)
     return await connection.fetchval(
-        _APPEND,
+        _APPEND + patience,
         worker,
         [commit.execution for commit, _, _ in rows],
         [entry.position for _, entry, _ in rows],
@@ -232,7 +304,7 @@ async def _append(connection: Any, worker: str, batch: list[Commit]) -> Any:
     )
 
 
-async def _commit(connection: Any, worker: str, batch: list[Commit]) -> Any:
+async def _commit(connection: Any, worker: str, batch: list[Commit], patience: str = "") -> Any:
     rows, columns = _entries(batch)
     children = [(commit, child) for commit in batch for child in commit.turn.children]
     takes = [(commit.execution, seq) for commit in batch for seq in commit.turn.takes]
@@ -240,7 +312,7 @@ async def _commit(connection: Any, worker: str, batch: list[Commit]) -> Any:
     scopes = [(commit.execution, f"{scope}." if scope else "") for commit in batch for scope in commit.turn.cancels]
     audits = [(commit, event, facts) for commit in batch for event, facts in commit.turn.audits]
     return await connection.fetchval(
-        _COMMIT,
+        _COMMIT + patience,
         worker,
         [commit.execution for commit in batch],
         [commit.epoch for commit in batch],
@@ -277,6 +349,7 @@ async def _commit(connection: Any, worker: str, batch: list[Commit]) -> Any:
         [commit.tenant for commit, _, _ in audits],
         [event for _, event, _ in audits],
         [facts for _, _, facts in audits],
+        [child.terminates for _, child in children],
         timeout=REPLY,
     )
 

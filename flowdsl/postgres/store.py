@@ -1,12 +1,10 @@
-"""The store: connections, migrations, and the statements that are not commits. Postgres's errors are translated here, once."""
+"""The store: the statements that are not commits."""
 
 from __future__ import annotations
 
 import asyncio
 import random
-import re
 import time
-import traceback
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -18,66 +16,23 @@ from attrs import frozen
 from flowdsl.activation import Mail, Stored
 from flowdsl.errors import NotFound, StoreError
 from flowdsl.journal import Entry
+from flowdsl.postgres.connection import Connection as Connection
+from flowdsl.postgres.connection import connect as connect
+from flowdsl.postgres.connection import full as full
+from flowdsl.postgres.connection import lost as lost
+from flowdsl.postgres.connection import open_pool, pooled
+from flowdsl.postgres.connection import refused as refused
+from flowdsl.postgres.connection import refuses as refuses
+from flowdsl.postgres.connection import shown_dsn as shown_dsn
+from flowdsl.postgres.connection import trace as trace
+from flowdsl.postgres.hints import Hints
+from flowdsl.postgres.server import Server, server_of
 
-Connection = Any  # asyncpg ships no complete types
 PATIENCE = 10.0
 """Seconds for which a statement is repeated while the store is away."""
 
 
-def _is_lost(error: BaseException) -> bool:
-    return isinstance(error, (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)) or (
-        isinstance(error, asyncpg.PostgresError) and str(getattr(error, "sqlstate", None) or "")[:3] in ("57P", "533")
-    )
-
-
 _CLASHES = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError, asyncpg.LockNotAvailableError)
-
-
-def lost(error: BaseException) -> bool:
-    """Whether the connection is gone, so that the outcome of what was under way is unknown."""
-    return _is_lost(error)
-
-
-def refuses(error: BaseException) -> bool:
-    """Whether Postgres refuses a value, now and at each repeat."""
-    return isinstance(error, asyncpg.PostgresError) and str(getattr(error, "sqlstate", None) or "")[:2] in ("22", "23", "54")
-
-
-def trace(error: BaseException) -> str:
-    """A bug's traceback as plain text: to draw it with local variables takes seconds, in which nothing else goes on."""
-    return "".join(traceback.format_exception(error))[-8192:]
-
-
-def shown_dsn(dsn: str) -> str:
-    """A DSN without its passwords, however they are written."""
-    return re.sub(r"([?&][a-z]*password=)[^&]*", r"\1…", re.sub(r"(://[^:/?#@]*):.*@", r"\1:…@", dsn))
-
-
-def refused(dsn: str, error: BaseException) -> StoreError:
-    """One line about a database that cannot be reached, and what to do."""
-    where = shown_dsn(dsn)
-    match error:
-        case asyncpg.InvalidPasswordError() | asyncpg.InvalidAuthorizationSpecificationError():
-            return StoreError(f"the database at {where} refused the user or password", "Check the user and password in FLOWDSL_DATABASE_URL")
-        case asyncpg.InvalidCatalogNameError():
-            return StoreError(f"there is no such database: {where}", "Create it (createdb NAME), or correct FLOWDSL_DATABASE_URL")
-        case asyncpg.InsufficientPrivilegeError():
-            return StoreError(f"not allowed at {where}: {error}", "Grant the right, or use the owner of the schema flowdsl")
-        case ValueError() | asyncpg.InterfaceError() | asyncpg.ClientConfigurationError():
-            return StoreError(f"{where!r} is no usable database URL ({error})", "Write postgresql://user:password@host:port/name")
-        case _:
-            text = str(error) or type(error).__name__
-            return StoreError(f"the database at {where} cannot be reached ({text})", "Start it, or correct FLOWDSL_DATABASE_URL")
-
-
-async def connect(dsn: str, **settings: str) -> Connection:
-    """One connection. Raises `StoreError`, with the remedy."""
-    if not dsn.startswith(("postgresql://", "postgres://")):
-        raise refused(dsn, ValueError("it does not begin with postgresql://"))
-    try:
-        return await asyncpg.connect(dsn, timeout=10, server_settings={"application_name": "flowdsl", "jit": "off", **settings})
-    except (TimeoutError, OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        raise refused(dsn, error) from error
 
 
 @frozen
@@ -116,6 +71,7 @@ class NewStart:
     parent: str | None = None
     parent_step: str = ""
     detached: bool = False
+    terminates: bool = False
 
 
 @frozen
@@ -152,22 +108,42 @@ class Summary:
 class Store:
     """A pool over one database, and the statements that need no worker."""
 
-    def __init__(self, dsn: str, pool: Any) -> None:
-        self.dsn, self.pool = dsn, pool
+    def __init__(self, dsn: str, pool: Any, pooled: bool = False) -> None:
+        self.dsn, self.pool, self.pooled = dsn, pool, pooled
+        self.hints = Hints(pool)
+        self.server: Server | None = None
+        """The server as it was last met."""
+        self.relied_on = False
+        """Whether somebody keeps in memory what the server said: then another one, or an older state of it, is refused."""
+        self.strayed: str | None = None
+        """Why a connection was refused: what is kept in memory is worth nothing then."""
 
     @classmethod
     async def open(cls, dsn: str, *, size: int = 10) -> Store:
         """Raises `StoreError` when the database cannot be reached."""
         await (await connect(dsn)).close()
-        try:
-            pool = await asyncpg.create_pool(
-                dsn, min_size=0, max_size=size, command_timeout=60, server_settings={"application_name": "flowdsl", "jit": "off"}
-            )
-        except (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-            raise refused(dsn, error) from error
-        return cls(dsn, pool)
+        met: list[Store] = []
+        store = cls(dsn, await open_pool(dsn, size=size, command_timeout=60, init=lambda new: met[0].meet(new)), await pooled(dsn))
+        met.append(store)
+        return store
+
+    async def meet(self, connection: Connection) -> None:
+        """Looks whom a new connection leads to. Raises `StoreError` when it is not the server that is relied on."""
+        before = self.server  # of connections that open at once the later answer may be the older one
+        server = await server_of(connection)
+        why = server.lost_since(before) if before is not None and self.relied_on else None
+        if why is not None:
+            self.strayed = why
+            raise StoreError(f"not the server that was relied on: {why}", "Nothing is to do: the worker begins anew")
+        if self.server is before or self.server is None or server.written > self.server.written:
+            self.server = server
+
+    def forget_server(self) -> None:
+        """Whoever answers next is the server."""
+        self.server, self.strayed = None, None
 
     async def close(self) -> None:
+        await self.hints.close()
         try:
             await asyncio.wait_for(self.pool.close(), 5)
         except TimeoutError:
@@ -191,7 +167,7 @@ class Store:
             try:
                 return cast("list[Any]", await self.pool.fetch(query, *arguments))
             except Exception as error:
-                if not (_is_lost(error) or isinstance(error, _CLASHES)) or time.monotonic() > until:
+                if not (lost(error) or isinstance(error, _CLASHES)) or time.monotonic() > until:
                     raise
             await asyncio.sleep(pause * (0.5 + random.random()))
             pause = min(2 * pause, 1.0)
@@ -199,15 +175,17 @@ class Store:
     async def start(self, wishes: Sequence[NewStart]) -> list[Started]:
         """Starts executions, in one statement. To repeat it changes nothing."""
         columns = zip(
-            *((w.id, w.tenant, w.workflow, w.version, w.scope, w.key, w.reuse, w.request, w.parent, w.parent_step, w.detached) for w in wishes),
+            *((w.id, w.tenant, w.workflow, w.version, w.scope, w.key, w.reuse, w.request, w.parent, w.parent_step, w.detached, w.terminates) for w in wishes),
             strict=True,
         )
         rows = await self.again(
             "select * from flowdsl.start($1::uuid[],$2::text[],$3::text[],$4::int[],$5::text[],$6::text[],$7::text[],$8::bytea[],"
-            "$9::uuid[],$10::text[],$11::bool[])",
+            "$9::uuid[],$10::text[],$11::bool[],$12::bool[])",
             *(list(column) for column in columns),
         )
         found = {str(row["asked"]): Started(str(row["id"]), row["outcome"], row["status"]) for row in rows}
+        for wish in {wish.workflow: wish for wish in wishes}.values():  # of each workflow one: whoever comes for it takes more
+            self.hints.tell(wish.tenant, "", wish.id)
         return [found[wish.id] for wish in wishes]
 
     async def begin(self, worker: str, wishes: Sequence[NewStart]) -> list[Claimed]:
@@ -275,7 +253,29 @@ class Store:
     async def send(self, tenant: str, to: str, kind: str, name: str, body: bytes, delivery: str) -> str:
         """Mail from outside: sent, again (the delivery id is known), ended, or unmatched."""
         rows = await self.again("select flowdsl.send($1, $2, $3, $4, $5, $6)", tenant, to, kind, name, body, delivery)
+        if rows[0][0] == "sent":
+            self.hints.tell(tenant, name, to)
         return cast("str", rows[0][0])
+
+    async def send_many(self, tenant: str, name: str, mails: Sequence[tuple[str, bytes, str]]) -> list[str]:
+        """A signal to many executions, by id, each with its body and delivery id; in one commit. `unmatched`: there is none of that id."""
+        rows = await self.again(
+            "select flowdsl.send_many($1, $2::uuid[], $3, $4::bytea[], $5::text[])",
+            tenant,
+            [to for to, _, _ in mails],
+            name,
+            [body for _, body, _ in mails],
+            [delivery for _, _, delivery in mails],
+        )
+        outcomes = cast("list[str]", rows[0][0] or [])
+        for (to, _, _), outcome in zip(mails, outcomes, strict=True):
+            if outcome == "sent":
+                self.hints.tell(tenant, name, to)
+        return outcomes
+
+    async def unmatched(self, tenant: str, limit: int) -> list[Any]:
+        """Signals to correlation keys that nobody has waited for yet, newest first: name, key, delivery, body, at."""
+        return await self.again("select * from flowdsl.unmatched where tenant = $1 order by at desc limit $2", tenant, limit)
 
     async def register(self, tenant: str, name: str, key: str, execution: str) -> None:
         await self.again("select flowdsl.register($1, $2, $3, $4)", tenant, name, key, execution)
@@ -309,6 +309,37 @@ class Store:
         if not rows:
             raise NotFound("execution", id)
         return _summary(rows[0])
+
+    async def row(self, tenant: str, id: str) -> Any:
+        """An execution as it is stored. Raises `NotFound`."""
+        try:
+            rows = await self.again("select * from flowdsl.executions where id = $1::uuid and tenant = $2", id, tenant)
+        except (asyncpg.DataError, ValueError):
+            rows = []
+        if not rows:
+            raise NotFound("execution", id)
+        return rows[0]
+
+    async def ended_badly(self, ids: Sequence[str]) -> list[str]:
+        query = "select id from flowdsl.executions where id = any($1::uuid[]) and status in ('failed', 'cancelled') order by id"
+        return [str(row["id"]) for row in await self.again(query, list(ids))]
+
+    async def correlation_keys(self, id: str) -> list[str]:
+        return [row["key"] for row in await self.again("select distinct key from flowdsl.aliases where execution = $1", id)]
+
+    async def audit(self, tenant: str, id: str | None, event: str, facts: bytes) -> None:
+        await self.again("select flowdsl.audited($1, $2::uuid, $3, $4)", tenant, id, event, facts)
+
+    async def dead(self, tenant: str, workflow: str | None, limit: int) -> list[Summary]:
+        """Executions that failed or are blocked, and that nobody retried or discarded."""
+        rows = await self.again(
+            _SUMMARY + " where x.tenant = $1 and ($2::text is null or x.workflow = $2) and x.status in ('failed', 'blocked') and x.discarded is null"
+            " order by x.started desc, x.id desc limit $3",
+            tenant,
+            workflow,
+            limit,
+        )
+        return [_summary(row) for row in rows]
 
     async def by_key(self, tenant: str, workflow: str, key: str) -> Summary | None:
         rows = await self.again(

@@ -462,3 +462,31 @@ def test_the_position_of_a_step() -> None:
     run = memory.run(whole, 1)
     assert [position_of(run.journal, step) for step in ("0.0.0", "0.1.0")] == [0, 1]
     assert isinstance(work, Activity)
+
+
+@pytest.mark.parametrize("on_close", ["cancel", "terminate", "abandon"])
+def test_what_becomes_of_a_child_when_its_parent_ends_first(on_close: Any) -> None:
+    world = World()
+
+    @workflow("o.beside")
+    def beside(n: int) -> Steps[int, Broken]:
+        return (yield from sleep("1h").then(lambda _: work(n)).ensure(lambda _: other(n)))
+
+    memory, whole = made(lambda n: beside.start(n, on_close=on_close).map(lambda child: child.id), world)
+    memory = Memory(Deployment([whole, beside], [bind(work, world.on("work")), bind(other, world.on("other"))]))
+    run = memory.run(whole, 1)
+    assert isinstance(run.exit, Success)
+    child = memory.look(run.exit.unwrap())
+    assert world.called == {"cancel": ["other 1"], "terminate": [], "abandon": ["work 1", "other 1"]}[on_close]
+    assert str(child.exit) == {
+        "cancel": "Cancelled(reason='cancelled by its parent')",
+        "terminate": "Cancelled(reason='terminated: cancelled by its parent')",
+        "abandon": "<Success: 1>",
+    }[on_close]  # fmt: skip
+
+
+def test_a_policy_that_says_two_things() -> None:
+    with pytest.raises(FlowError, match="Leave one of them out"):
+        made(work, World())[1].start(1, detached=True, on_close="cancel")
+    with pytest.raises(FlowError, match="Use one of cancel, terminate, abandon"):
+        made(work, World())[1].start(1, on_close="kill")  # type: ignore[arg-type]

@@ -351,3 +351,17 @@ class TestCompat:
             missing = {one.workflow: one.verdict async for one in compared(store, stage.deployment(cleaned))}
             assert missing == {"cleaned": "fits", "listens": "unknown"}
         stage.deployments.clear()
+
+
+@pytest.mark.parametrize("keyed", [False, True])
+async def test_a_child_that_is_terminated_with_its_parent(stage: Stage, keyed: bool) -> None:
+    @workflow("leaves")
+    def leaves(name: str) -> Steps[str, Refused]:
+        child = yield from cleaned.start(name, key=name if keyed else None, on_close="terminate")
+        return child.id
+
+    async with stage.worker(leaves, cleaned) as worker:
+        exit = await worker.wait(await worker.start(leaves, "a"))
+        child = exit.unwrap()
+        assert await worker.wait(child) == Cancelled("terminated: cancelled by its parent")
+    assert stage.names == [], "no finalizer ran"

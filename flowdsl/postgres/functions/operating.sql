@@ -71,6 +71,7 @@ declare
   x record;
   family uuid[];
   orphans uuid[];
+  wishes text[];
 begin
   select e.parent, e.detached into x from flowdsl.executions e where e.id = p_execution and e.tenant = p_tenant;
   if not found then
@@ -96,9 +97,11 @@ begin
     exception when unique_violation then
     end;
   end loop;
+  wishes := array(select case when c.terminates then 'terminate' else 'cancel' end
+                    from unnest(orphans) with ordinality as o(id, n) join flowdsl.executions c on c.id = o.id order by o.n);
   perform flowdsl.post(
     orphans || case when x.parent is null or x.detached then '{}'::uuid[] else array[x.parent] end,
-    array_fill('cancel'::text, array[cardinality(orphans)]) || array['exit'],
+    wishes || array['exit'],
     array_fill(''::text, array[cardinality(orphans)]) || array[p_execution::text],
     array_fill(null::text, array[cardinality(orphans)]) || array[null::text],
     array_fill('"cancelled by its parent"'::bytea, array[cardinality(orphans)]) || array[p_exit]);

@@ -1,9 +1,10 @@
 -- Starts, in the order of their keys. A start that is repeated finds itself by its id. Outcome: new | joined | rejected.
 -- Who holds a key is locked first, in the order of ids. A holder that came later may be locked by one who waits for us: lock_not_available, and
 -- the whole is to be tried again.
+drop function if exists flowdsl.start(uuid[], text[], text[], integer[], text[], text[], text[], bytea[], uuid[], text[], boolean[]);
 create or replace function flowdsl.start(
   p_ids uuid[], p_tenants text[], p_workflows text[], p_versions integer[], p_scopes text[], p_keys text[], p_reuses text[],
-  p_requests bytea[], p_parents uuid[], p_parent_steps text[], p_detached boolean[]
+  p_requests bytea[], p_parents uuid[], p_parent_steps text[], p_detached boolean[], p_terminates boolean[] default '{}'
 ) returns table (asked uuid, id uuid, outcome text, status text) language plpgsql as $$
 #variable_conflict use_column
 declare
@@ -15,13 +16,13 @@ begin
         join flowdsl.executions h on h.tenant = t.tenant and h.workflow = t.workflow and h.scope = t.scope and h.key = t.key and h.current))
     order by x.id for no key update;
   for s in
-    select * from unnest(p_ids, p_tenants, p_workflows, p_versions, p_scopes, p_keys, p_reuses, p_requests, p_parents, p_parent_steps, p_detached)
-      as t(id, tenant, workflow, version, scope, key, reuse, request, parent, parent_step, detached)
+    select * from unnest(p_ids, p_tenants, p_workflows, p_versions, p_scopes, p_keys, p_reuses, p_requests, p_parents, p_parent_steps, p_detached, p_terminates)
+      as t(id, tenant, workflow, version, scope, key, reuse, request, parent, parent_step, detached, terminates)
      order by t.tenant, t.workflow, t.scope, t.key, t.id
   loop
     loop
-      insert into flowdsl.executions (id, tenant, workflow, version, scope, key, request, parent, parent_step, detached, wake)
-      values (s.id, s.tenant, s.workflow, s.version, s.scope, s.key, s.request, s.parent, s.parent_step, s.detached, clock_timestamp())
+      insert into flowdsl.executions (id, tenant, workflow, version, scope, key, request, parent, parent_step, detached, terminates, wake)
+      values (s.id, s.tenant, s.workflow, s.version, s.scope, s.key, s.request, s.parent, s.parent_step, s.detached, coalesce(s.terminates, false), clock_timestamp())
       on conflict do nothing;
       if found then
         asked := s.id; id := s.id; outcome := 'new'; status := 'running';
@@ -45,7 +46,7 @@ begin
       asked := s.id; id := holder.id; status := holder.status;
       outcome := case when s.reuse = 'reject' then 'rejected' else 'joined' end;
       if outcome = 'joined' and s.parent is not null then
-        update flowdsl.executions x set parent = s.parent, parent_step = s.parent_step, detached = s.detached
+        update flowdsl.executions x set parent = s.parent, parent_step = s.parent_step, detached = s.detached, terminates = coalesce(s.terminates, false)
          where x.id = holder.id and x.parent is distinct from s.parent  -- one whose parent is open stays with it: that parent may wait for its exit
            and not exists (select 1 from flowdsl.executions p where p.id = x.parent and p.status in ('running', 'suspended', 'blocked'));
         if holder.status in ('succeeded', 'failed', 'cancelled') then

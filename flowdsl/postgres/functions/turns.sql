@@ -77,6 +77,11 @@ $$;
 --   e_*: entries   c_*: children without a key   k_*: mail taken   x_*: scopes whose children are cancelled   a_*: audit
 --   m_*: mail sent, to an execution's id, or else to a correlation key
 -- Returns null when everything was done as asked, else one word a turn: done | awake (recorded, not suspended: mail came) | again | left | fenced.
+drop function if exists flowdsl.commit(
+  uuid, uuid[], integer[], integer[], text[], timestamptz[], integer[], bytea[], text[],
+  uuid[], integer[], integer[], smallint[], timestamptz[], text[], text[], text[], bytea[], text[],
+  uuid[], uuid[], text[], text[], integer[], bytea[], text[], boolean[], uuid[], integer[],
+  uuid[], text[], text[], text[], bytea[], text[], uuid[], text[], uuid[], text[], text[], bytea[]);
 create or replace function flowdsl.commit(
   p_worker uuid,
   t_execution uuid[], t_epoch integer[], t_head integer[], t_state text[], t_wake timestamptz[], t_seen integer[], t_exit bytea[], t_cause text[],
@@ -86,7 +91,7 @@ create or replace function flowdsl.commit(
   k_execution uuid[], k_seq integer[],
   m_from uuid[], m_to text[], m_kind text[], m_name text[], m_body bytea[], m_delivery text[],
   x_execution uuid[], x_scope text[],
-  a_execution uuid[], a_tenant text[], a_event text[], a_facts bytea[]
+  a_execution uuid[], a_tenant text[], a_event text[], a_facts bytea[], c_terminates boolean[] default '{}'
 ) returns text[] language plpgsql as $$
 declare
   targets uuid[] := '{}';
@@ -102,10 +107,12 @@ begin
     return array_fill('fenced'::text, array[cardinality(t_execution)]);
   end if;
   if cardinality(m_to) > 0 then
-    select array_agg(x.id order by m.n), array_agg(case when x.id is null and m.kind = 'signal' then m.target end order by m.n) into targets, keys
+    select array_agg(coalesce(x.id, c.id) order by m.n),
+           array_agg(case when x.id is null and c.id is null and m.kind = 'signal' then m.target end order by m.n) into targets, keys
       from unnest(m_from, m_to, m_kind) with ordinality as m(sender, target, kind, n)
       left join flowdsl.executions s on s.id = m.sender
-      left join flowdsl.executions x on x.id = flowdsl.as_id(m.target) and x.tenant = s.tenant;
+      left join flowdsl.executions x on x.id = flowdsl.as_id(m.target) and x.tenant = s.tenant
+      left join unnest(c_id, c_tenant) as c(id, tenant) on c.id = flowdsl.as_id(m.target) and c.tenant = s.tenant;  -- started in this very batch
     if exists (select 1 from unnest(keys) k where k is not null) then
       with alias as (
         insert into flowdsl.aliases as a (tenant, name, key)
@@ -163,10 +170,10 @@ begin
    order by e.execution, e.position;
 
   if cardinality(c_id) > 0 then
-    insert into flowdsl.executions (id, tenant, workflow, version, request, parent, parent_step, detached, wake)
-    select c.id, c.tenant, c.workflow, c.version, c.request, c.parent, c.step, c.detached, clock_timestamp()
-      from unnest(c_id, c_parent, c_tenant, c_workflow, c_version, c_request, c_step, c_detached)
-        as c(id, parent, tenant, workflow, version, request, step, detached)
+    insert into flowdsl.executions (id, tenant, workflow, version, request, parent, parent_step, detached, terminates, wake)
+    select c.id, c.tenant, c.workflow, c.version, c.request, c.parent, c.step, c.detached, coalesce(c.terminates, false), clock_timestamp()
+      from unnest(c_id, c_parent, c_tenant, c_workflow, c_version, c_request, c_step, c_detached, c_terminates)
+        as c(id, parent, tenant, workflow, version, request, step, detached, terminates)
      where c.parent = any(won)
      order by c.id
     on conflict (id) do nothing;
@@ -195,7 +202,7 @@ begin
           from unnest(m_from, targets, m_kind, m_name, keys, m_body) with ordinality as m(sender, target, kind, name, key, body, n)
          where m.sender = any(won) and m.target is not null
         union all
-        select c.id, 'cancel', '', null, '"cancelled by its parent"'::bytea, 1000000
+        select c.id, case when c.terminates then 'terminate' else 'cancel' end, '', null, '"cancelled by its parent"'::bytea, 1000000
           from flowdsl.executions c
          where c.id = any(orphans) and c.parent = any(won)) as out
     having count(*) > 0;

@@ -1,24 +1,109 @@
--- Up to `p_limit` executions that are due, or whose owner is gone. After the second death without an entry in
--- between an execution is taken alone, so that its neighbours are not blamed for the third, which blocks it.
-create or replace function flowdsl.claim(p_worker uuid, p_limit integer, p_workflows text[], p_suspect boolean) returns table (
+drop function if exists flowdsl.claim(uuid, integer, text[], boolean);
+
+-- Of what is due, up to `p_limit` in the order in which it is to be claimed: by priority, then tenant by tenant, counting what the worker has of each
+-- already, then by the time since which it is due. `p_priorities`: of each of `p_workflows`; `p_tenants`, `p_held`: what the worker has.
+-- For when more is due than is asked for. It skips from tenant to tenant in an index of what has no owner and a time to wake, so neither what has
+-- ended nor how much one tenant has matters; of a workflow with very many tenants it looks at 1000 on both sides of `p_after`.
+create or replace function flowdsl.fair(
+  p_limit integer, p_workflows text[], p_priorities integer[], p_tenants text[], p_held integer[], p_after text
+) returns uuid[] language plpgsql stable set enable_seqscan = off set plan_cache_mode = force_generic_plan as $$
+declare
+  now_ timestamptz := clock_timestamp();
+  chosen uuid[] := '{}';
+  level uuid[];
+  workflows text[];
+  tenants text[];
+  deep integer;
+  full_ boolean;
+  priority_ integer;
+begin
+  for priority_ in
+    select distinct coalesce(t.priority, 0) from unnest(p_workflows, p_priorities) as t(workflow, priority) where t.workflow is not null order by 1 desc
+  loop
+    select coalesce(array_agg(w.name), '{}'), coalesce(array_agg(seen.tenant), '{}') into workflows, tenants
+      from (select t.workflow as name from unnest(p_workflows, p_priorities) as t(workflow, priority)
+             where t.workflow is not null and coalesce(t.priority, 0) = priority_) w
+      cross join lateral (
+        (with recursive skip as (
+          (select x.tenant from flowdsl.executions x
+            where x.owner is null and x.wake is not null and x.workflow = w.name and x.tenant > p_after order by x.tenant limit 1)
+          union all
+          select (select x.tenant from flowdsl.executions x
+            where x.owner is null and x.wake is not null and x.workflow = w.name and x.tenant > skip.tenant order by x.tenant limit 1)
+            from skip where skip.tenant is not null)
+        select skip.tenant from skip where skip.tenant is not null limit 1000)
+        union all
+        (with recursive skip as (
+          (select x.tenant from flowdsl.executions x
+            where x.owner is null and x.wake is not null and x.workflow = w.name and x.tenant <= p_after order by x.tenant limit 1)
+          union all
+          select (select x.tenant from flowdsl.executions x
+            where x.owner is null and x.wake is not null and x.workflow = w.name and x.tenant > skip.tenant and x.tenant <= p_after
+            order by x.tenant limit 1)
+            from skip where skip.tenant is not null)
+        select skip.tenant from skip where skip.tenant is not null limit 1000)) seen;
+    continue when cardinality(tenants) = 0;
+    deep := greatest(1, least(p_limit, 8 * p_limit / cardinality(tenants)));
+    loop
+      with due as (
+        select d.id, d.wake, row_number() over (partition by pair.tenant order by d.wake, d.id) + coalesce(h.held, 0) as turn,
+               row_number() over (partition by pair.workflow, pair.tenant order by d.wake, d.id) as depth
+          from unnest(workflows, tenants) as pair(workflow, tenant)
+          cross join lateral (
+            select x.id, x.wake from flowdsl.executions x
+             where x.owner is null and x.workflow = pair.workflow and x.tenant = pair.tenant and x.wake <= now_
+             order by x.wake limit deep) d
+          left join (select u.tenant, u.held from unnest(p_tenants, p_held) as u(tenant, held)) h on h.tenant = pair.tenant)
+      select array_agg(one.id order by one.turn, one.wake, one.id), (select coalesce(max(due.depth), 0) = deep from due) into level, full_
+        from (select due.id, due.turn, due.wake from due order by due.turn, due.wake, due.id limit p_limit - cardinality(chosen)) one;
+      exit when coalesce(cardinality(level), 0) >= p_limit - cardinality(chosen) or not full_ or deep >= p_limit;
+      deep := least(p_limit, 4 * deep);
+    end loop;
+    chosen := chosen || coalesce(level, '{}');
+    exit when cardinality(chosen) >= p_limit;
+  end loop;
+  return chosen;
+end $$;
+
+-- Up to `p_limit` executions that are due, or whose owner is gone. When more is due than is asked for, they are taken fairly (see above), by one worker
+-- at a time: two that choose at once would choose the same. After the second death without an entry in between an execution is taken alone, so that
+-- its neighbours are not blamed for the third, which blocks it.
+create or replace function flowdsl.claim(
+  p_worker uuid, p_limit integer, p_workflows text[], p_suspect boolean,
+  p_priorities integer[] default '{}', p_tenants text[] default '{}', p_held integer[] default '{}', p_after text default ''
+) returns table (
   id uuid, tenant text, workflow text, version integer, scope text, key text, parent uuid, parent_step text, detached boolean, epoch integer,
   deaths integer, mail integer, request bytea, started timestamptz, taken_over boolean, blocked boolean
 ) language plpgsql set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$  -- finished rows must not slow the living
 #variable_conflict use_column
+declare
+  chosen uuid[];
 begin
   perform 1 from flowdsl.workers w where w.id = p_worker and not w.gone for key share;
   if not found then
     return;
   end if;
-  return query
-    with due as (
-      select x.id from flowdsl.executions x
-       where x.owner is null and x.wake <= clock_timestamp() and x.workflow = any(p_workflows)
-       order by x.wake limit p_limit for update skip locked)
-    update flowdsl.executions x set owner = p_worker, epoch = x.epoch + 1, wake = null, status = 'running'
-      from due where x.id = due.id
-    returning x.id, x.tenant, x.workflow, x.version, x.scope, x.key, x.parent, x.parent_step, x.detached, x.epoch, x.deaths, x.mail, x.request, x.started,
-      false, false;
+  perform 1 from flowdsl.executions x
+    where x.owner is null and x.wake <= clock_timestamp() and x.status <> 'blocked' and x.workflow = any(p_workflows) order by x.wake offset p_limit limit 1;
+  if found then
+    perform pg_advisory_xact_lock(7162534242);
+    chosen := flowdsl.fair(p_limit, p_workflows, p_priorities, p_tenants, p_held, p_after);
+  else
+    chosen := array(select x.id from flowdsl.executions x
+       where x.owner is null and x.wake <= clock_timestamp() and x.status <> 'blocked' and x.workflow = any(p_workflows) order by x.wake limit p_limit);
+  end if;
+  if cardinality(chosen) > 0 then
+    return query
+      with due as (
+        select x.id from flowdsl.executions x where x.id = any(chosen) and x.owner is null and x.wake <= clock_timestamp() for update skip locked),
+      taken as (
+        update flowdsl.executions x set owner = p_worker, epoch = x.epoch + 1, wake = null, status = 'running'
+          from due where x.id = due.id
+        returning x.*)
+      select x.id, x.tenant, x.workflow, x.version, x.scope, x.key, x.parent, x.parent_step, x.detached, x.epoch, x.deaths, x.mail, x.request, x.started,
+             false, false
+        from taken x order by array_position(chosen, x.id);
+  end if;
   return query
     with orphan as (
       select x.id from flowdsl.workers w join flowdsl.executions x on x.owner = w.id
@@ -61,4 +146,22 @@ begin
   delete from flowdsl.workers w where w.gone and w.beat < clock_timestamp() - interval '1 day'
     and not exists (select 1 from flowdsl.executions x where x.owner = w.id);
   return coalesce(cardinality(found_gone), 0);
+end $$;
+
+-- The oldest migration that code must know to work on this store. Raise it with a migration that older code would do harm after; code that is
+-- older claims nothing then and says so. Else old and new run side by side, for the length of a deploy.
+create or replace function flowdsl.needs() returns text language sql immutable as $$ select 'flowdsl/0001_journal.sql'::text $$;
+
+-- A worker looks around: declares others gone, and learns how many live, when something is due next (an execution, or
+-- another's lease), which code the store needs, and how far the server has written its log.
+drop function if exists flowdsl.look(uuid);
+create or replace function flowdsl.look(p_worker uuid) returns table (gone integer, others integer, next timestamptz, needs text, written numeric) language plpgsql as $$
+#variable_conflict use_column
+begin
+  return query
+    select flowdsl.take_over(), count(w.id)::integer,
+           least(min(w.beat + w.lease),
+                 (select x.wake from flowdsl.executions x where x.owner is null and x.wake > clock_timestamp() order by x.wake limit 1)),
+           flowdsl.needs(), pg_current_wal_flush_lsn() - '0/0'::pg_lsn
+      from flowdsl.workers w where not w.gone and w.id <> p_worker;
 end $$;
