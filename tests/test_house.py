@@ -27,15 +27,24 @@ ARROWS = ("flowdsl", "domains", "adapters", "tests")  # each may import those be
 ORDER = [
     {"errors"},
     {"flow", "policy"},
-    {"definition"},
+    {"definition", "rule"},
+    {"schedule"},
     {"binding"},
     {"machine"},
     {"codec"},
     {"journal"},
     {"activation"},
+    {"operating"},
+    {"compat"},
     {"outline"},
     {"lint"},
+    {"budget"},
+    {"attempt"},
+    {"virtual"},
     {"memory"},
+    {"calendar"},
+    {"hands"},
+    {"host"},
     {"replay"},
     {"temporal"},
     {"postgres"},
@@ -45,7 +54,7 @@ ORDER = [
     {"cli", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
-FRONT_DOOR = {"errors", "flow", "policy", "definition", "binding"}  # what `flowdsl/__init__.py` hands on
+FRONT_DOOR = {"errors", "flow", "policy", "definition", "schedule", "binding"}  # what `flowdsl/__init__.py` hands on
 LEVEL[""] = LEVEL["binding"] + 1  # `from flowdsl import Flow` loads all of these
 
 LIBRARIES = {  # which modules may know a library
@@ -53,11 +62,12 @@ LIBRARIES = {  # which modules may know a library
     "starlette": ("flowdsl.service", "adapters"),
     "temporalio": ("flowdsl.temporal", "adapters.deployment"),
     "cattrs": ("flowdsl.codec", "adapters.deployment"),
+    "cronsim": ("flowdsl.rule",),
     "click": ("flowdsl.cli", "adapters"),
     "rich": ("flowdsl.cli", "adapters"),
 }
 
-PURE = ("domains", *(f"flowdsl.{name}" for name in ("flow", "policy", "definition", "machine", "codec", "journal", "activation")))
+PURE = ("domains", *(f"flowdsl.{name}" for name in ("flow", "policy", "definition", "rule", "schedule", "machine", "codec", "journal", "activation", "budget")))
 IMPURE = {"time", "asyncio", "random", "structlog", "logging", "socket"}
 CLOCKS = {"datetime.datetime.now", "datetime.datetime.utcnow", "datetime.datetime.today", "datetime.date.today"}
 

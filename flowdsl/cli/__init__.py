@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from flowdsl.cli import keeping, looking, running
+from flowdsl.cli import auditing, breaking, drawing, keeping, looking, operating, running, scheduling
 from flowdsl.cli.edge import LOGS, Commands
 
 __all__ = ["main"]
@@ -23,5 +23,16 @@ def main() -> None:
     """
 
 
-for command in (running.run, running.worker, running.start, *looking.COMMANDS, *keeping.COMMANDS):
+for command in (
+    running.run,
+    running.worker,
+    running.start,
+    *looking.COMMANDS,
+    *drawing.COMMANDS,
+    *keeping.COMMANDS,
+    *operating.COMMANDS,
+    *auditing.COMMANDS,
+    *scheduling.COMMANDS,
+    *breaking.COMMANDS,
+):
     main.add_command(command)
