@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dis
 import inspect
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
@@ -16,6 +17,8 @@ from attrs import field, frozen
 
 from flowdsl.definition import Activity, Implementation, Workflow, check_activity, check_workflow
 from flowdsl.errors import DeploymentError, FlowError, NotFound
+from flowdsl.policy import Budget, Limits
+from flowdsl.schedule import Schedule
 
 I = TypeVar("I")  # noqa: E741
 A = TypeVar("A")
@@ -60,16 +63,19 @@ class Attempt(Protocol):
 
     @property
     def cancelled(self) -> bool:
-        """Whether its answer is no longer wanted."""
+        """Whether its answer is no longer wanted. What runs in a thread should look now and then, and return."""
         ...
 
     @property
     def last_heartbeat(self) -> object:
-        """The details of the last heartbeat of an earlier attempt, or None."""
+        """What the last heartbeat of an earlier attempt told, as plain JSON values, or None. After a crash it may be a little older."""
         ...
 
     def heartbeat(self, details: object = None) -> None:
-        """Says that it is alive, and what the next attempt should know."""
+        """Says that it is alive, and what the next attempt should know. From any thread, as often as you like.
+
+        Raises `NotJournalable` or `TooLarge`, at once.
+        """
         ...
 
     def connection(self) -> AbstractAsyncContextManager[Any]:
@@ -96,25 +102,31 @@ def this_attempt() -> Attempt:
 class Deployment:
     """The workflows that may run here, and who implements their activities.
 
+    Of a workflow there may be several versions: new executions take the newest, those that are open go on with the one that they began with.
     Children and activities that the bodies name are found from there. `migrations`: folders of numbered .sql files for tables of your own in
     the journal's database, applied as flowdsl's own are. Raises `DeploymentError` with everything that is missing or doubled.
     """
 
     workflows: Sequence[Workflow[Any, Any, Any]]
     bindings: Sequence[Binding] = ()
-    schedules: Sequence[Any] = ()
+    schedules: Sequence[Schedule] = ()
     webhooks: Sequence[Any] = ()
     migrations: Sequence[Path] = ()
+    limits: Limits = field(factory=Limits)
     _workflows: dict[str, Workflow[Any, Any, Any]] = field(init=False, factory=dict[str, Workflow[Any, Any, Any]])
+    _versions: dict[tuple[str, int], Workflow[Any, Any, Any]] = field(init=False, factory=dict[tuple[str, int], Workflow[Any, Any, Any]])
     _bindings: dict[str, Binding] = field(init=False, factory=dict[str, Binding])
 
     def __attrs_post_init__(self) -> None:
         problems = list(self._gather_bindings())
         contracts = {name: binding.activity for name, binding in self._bindings.items()}
         problems += self._gather_workflows(contracts)
+        ids = Counter(schedule.id for schedule in self.schedules)
+        problems += [f"{count} schedules have the id {id}: rename all but one" for id, count in ids.items() if count > 1]
         problems += [f"activity {name} has no implementation: add bind(…, …)" for name in contracts if name not in self._bindings]
-        problems += _refusals(check_workflow, self._workflows.values())
+        problems += _refusals(check_workflow, self._versions.values())
         problems += _refusals(check_activity, contracts.values())
+        problems += _two_limits(contracts.values())
         if problems:
             raise DeploymentError(problems)
 
@@ -125,27 +137,34 @@ class Deployment:
 
     def _gather_workflows(self, contracts: dict[str, Activity[Any, Any, Any]]) -> Iterator[str]:
         """Follows what the bodies name: children become part of the deployment, contracts are collected."""
-        todo = list(self.workflows)
+        todo = [*self.workflows, *(schedule.workflow for schedule in self.schedules)]
         while todo:
             one = todo.pop(0)
-            known = self._workflows.get(one.name)
+            known = self._versions.get((one.name, one.version))
             if known is one:
                 continue
             if known is not None:
-                yield f"two workflows are named {one.name}: rename one"
+                yield f"two workflows are named {one.name}: rename one, or give it another version"
                 continue
-            self._workflows[one.name] = one
+            self._versions[one.name, one.version] = one
+            newest = self._workflows.get(one.name)
+            if newest is None or newest.version < one.version:
+                self._workflows[one.name] = one
             for found in named_in(one.body):
                 if isinstance(found, Workflow):
                     todo.append(found)
                 elif contracts.setdefault(found.name, found.root) is not found.root:
                     yield f"two contracts are named {found.name}: rename one"
 
-    def workflow(self, name: str) -> Workflow[Any, Any, Any]:
-        """The workflow of that name. Raises `NotFound` with the names there are."""
+    def workflow(self, name: str, version: int | None = None) -> Workflow[Any, Any, Any]:
+        """The workflow of that name, in its newest version if none is named. Raises `NotFound` with the names or versions there are."""
         if name not in self._workflows:
             raise NotFound("workflow", name, list(self._workflows))
-        return self._workflows[name]
+        if version is None:
+            return self._workflows[name]
+        if (name, version) not in self._versions:
+            raise NotFound(f"version of {name}", str(version), [str(known) for other, known in self._versions if other == name])
+        return self._versions[name, version]
 
     def binding(self, activity: str) -> Binding:
         """Who implements that activity. Raises `NotFound`."""
@@ -153,10 +172,28 @@ class Deployment:
             raise NotFound("bound activity", activity, list(self._bindings))
         return self._bindings[activity]
 
+    def definitions(self, name: str, version: int) -> Callable[[str], Workflow[Any, Any, Any]]:
+        """`workflow`, with that one in that version: what an execution of it is folded with."""
+        return lambda other: self.workflow(other, version if other == name else None)
+
+    @property
+    def versions(self) -> tuple[tuple[str, int], ...]:
+        """Names and versions of all workflows: an execution goes on with the version that it began with, and only with that."""
+        return tuple(self._versions)
+
     @property
     def names(self) -> tuple[str, ...]:
         """The names of all workflows, children included."""
         return tuple(self._workflows)
+
+
+def _two_limits(contracts: Iterable[Activity[Any, Any, Any]]) -> Iterator[str]:
+    known: dict[tuple[type, str], tuple[str, Budget]] = {}
+    for contract in contracts:
+        for budget in contract.policies.budget:
+            other, same = known.setdefault((type(budget), budget.name), (contract.name, budget))
+            if same != budget:
+                yield f"activities {other} and {contract.name} declare {type(budget).__name__} {budget.name!r} differently: make it one value"
 
 
 def _refusals(check: Callable[[Any], None], definitions: Iterable[Any]) -> Iterator[str]:

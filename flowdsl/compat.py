@@ -41,8 +41,8 @@ def fit(subject: Subject, entries: Sequence[Entry]) -> Fit:
         # A step that is only new can be guarded where it stands: those that are open keep to what they know.
         verdict: Literal["needs a marker", "breaks"] = "needs a marker" if error.difference == "inserted" else "breaks"
         return Fit(id, workflow, verdict, error.step, error.place, error.verdict, error.lines)
-    except NotFound:
-        return Fit(id, workflow, "unknown", why="the deployment has no workflow of that name")
+    except NotFound as error:
+        return Fit(id, workflow, "unknown", why=str(error))
     except Undecodable as error:
         return Fit(id, workflow, "breaks", why=f"a recorded value no longer fits its type: {error}")
     return Fit(id, workflow, "fits")

@@ -333,7 +333,7 @@ class Memory:
         if child.id in self._kept:
             return
         execution = Execution(child.id, parent.execution.tenant, child.workflow, child.key, parent.execution.id, self.now)
-        workflow = self._deployment.workflow(child.workflow)
+        workflow = self._deployment.workflow(child.workflow, child.version)
         kept = _Kept(execution, workflow, child.request, parent.execution.id, child.step, child.detached, child.terminates)
         self._kept[child.id] = kept
         self._wake(kept, taken_over=False)

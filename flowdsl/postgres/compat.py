@@ -18,7 +18,7 @@ async def compared(store: Store, deployment: Deployment, *, workflow: str | None
     after = "00000000-0000-0000-0000-000000000000"
     while True:
         rows = await store.again(
-            "select id, tenant, workflow, key, parent, started, request from flowdsl.executions"
+            "select id, tenant, workflow, version, key, parent, started, request from flowdsl.executions"
             " where id > $1::uuid and status in ('running', 'suspended', 'blocked') and exit is null and ($2::text is null or workflow = $2)"
             " order by id limit $3",
             after,
@@ -29,7 +29,8 @@ async def compared(store: Store, deployment: Deployment, *, workflow: str | None
         for row in rows:
             id, parent = str(row["id"]), None if row["parent"] is None else str(row["parent"])
             execution = Execution(id, row["tenant"], row["workflow"], row["key"], parent, row["started"])
-            yield fit(Subject(execution, row["request"], journals[id], deployment.workflow), journals[id])
+            definitions = deployment.definitions(row["workflow"], row["version"])
+            yield fit(Subject(execution, row["request"], journals[id], definitions), journals[id])
         if len(rows) < PAGE:
             return
         after = str(rows[-1]["id"])

@@ -216,7 +216,8 @@ class Operator:
             raise FlowError("this takes the workflow's code: name the deployment (module:deployment)")
         one = await self._store.row(self._tenant, id)
         execution = Execution(id, one["tenant"], one["workflow"], one["key"], None if one["parent"] is None else str(one["parent"]), one["started"])
-        subject = Subject(execution, one["request"], await self._store.journal(id), self._deployment.workflow)
+        definitions = self._deployment.definitions(one["workflow"], one["version"])
+        subject = Subject(execution, one["request"], await self._store.journal(id), definitions)
         return _Found(subject, one["epoch"], one["status"])
 
     async def _said(self, query: str, *arguments: Any) -> Any:

@@ -693,7 +693,7 @@ def two_mails(order: Order) -> Steps[None, Never]:
 def test_a_name_belongs_to_one() -> None:
     twice = "activity test.mail is bound twice: keep one bind(...)"
     mails = "two contracts are named test.mail: rename one"
-    paids = "two workflows are named test.paid: rename one"
+    paids = "two workflows are named test.paid: rename one, or give it another version"
     assert problems(itself, bindings=[*everything(), bind(mail, plain)]) == (twice,)
     assert problems(two_mails, bindings=everything()) == (mails,)
     assert problems(itself, bindings=[bind(second_mail, plain)]) == (mails,)
@@ -736,3 +736,23 @@ def test_all_problems_are_named_at_once() -> None:
     for word in ("{town}, which is no field of the input. Its fields are: id", 'crash="fail" without the failure Interrupted'):
         assert sum(word in problem for problem in found) == 1
     assert "test.never: name 'Nowhere' is not defined" in found[-2]
+
+
+def test_several_versions_of_one_workflow() -> None:
+    """New executions take the newest, wherever it stands in the list."""
+
+    @workflow("v.one", version=2)
+    def second(n: int) -> Steps[int, Never]:
+        return (yield from pure(n + 2))
+
+    @workflow("v.one")
+    def first(n: int) -> Steps[int, Never]:
+        return (yield from pure(n + 1))
+
+    for both in ([first, second], [second, first]):
+        deployment = Deployment(both)
+        assert deployment.workflow("v.one") is second and deployment.workflow("v.one", 1) is first
+        assert set(deployment.versions) == {("v.one", 1), ("v.one", 2)} and deployment.names == ("v.one",)
+        assert deployment.definitions("v.one", 1)("v.one") is first
+        with pytest.raises(NotFound, match=r"no version of v\.one named '3'\. Known: 1, 2"):
+            deployment.workflow("v.one", 3)
