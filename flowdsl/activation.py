@@ -155,8 +155,11 @@ class Activation:
         request: bytes,
         definitions: Callable[[str], Workflow[Any, Any, Any]],
         limits: Limits = Limits(),  # noqa: B008 (it is frozen)
+        *,
+        doubt: Callable[[], timedelta] = timedelta,
     ) -> None:
         self.execution, self.workflow, self.limits = execution, workflow, limits
+        self._doubt = doubt  # how far `now` may be ahead of the time that it surely is
         self.fold = Fold(execution, Do(workflow.body, (codecs_of(workflow).request.decode(request),)), definitions)
         self.seen = 0
         self.paused: str | None = None
@@ -180,7 +183,7 @@ class Activation:
         machine = self.fold.machine
         machine.opened.sort(key=_turn_of)
         for one in list(machine.opened):
-            running = one.due is None or one.due < now  # a delay that was over may have been followed by an attempt that nobody heard of
+            running = one.due is None or one.due <= now  # a delay that was over may have been followed by an attempt that nobody heard of
             cut_short = isinstance(one.instruction, Perform) and running and (taken_over or one.intended)
             if cut_short and machine.pending.get(one.step) is one:
                 self._interrupted(one, now)
@@ -271,7 +274,9 @@ class Activation:
         self.busy.discard(entry.step)
         self.fold.fold(entry)
         if entry.kind == INTERRUPTED:
-            self._turn.performs.append(self.fold.machine.pending[entry.step])
+            one = self.fold.machine.pending[entry.step]
+            if not self._was_the_last(one, one.attempts, now, "was not committed"):
+                self._let_out(one, now)
         self._settle(now)
 
     def registered(self, step: str) -> None:
@@ -283,9 +288,13 @@ class Activation:
             self._record(step, SUCCESS, NULL, self.fold.at)  # a look: nothing has come to that key
             self._settle(self.fold.at)
 
-    def tick(self, now: datetime) -> None:
-        """The time: sleeps that are over end, attempts whose delay is over run again."""
-        while self._due and self._due[0][0] <= now:
+    def tick(self, sure: datetime, now: datetime | None = None) -> None:
+        """The time: sleeps that are over end, attempts whose delay is over run again.
+
+        What is due is decided by the earliest that it can be, and stamped with the latest: what opens then is not early either.
+        """
+        now = sure if now is None else now
+        while self._due and self._due[0][0] <= sure:
             due, step = heappop(self._due)
             one = self.fold.machine.pending.get(step)
             if one is None:
@@ -469,21 +478,26 @@ class Activation:
             self._record(one.step, INTERRUPTED, b'{"number":%d}' % one.attempts, now)
 
     def _interrupted(self, one: Pending, now: datetime) -> None:
-        activity = cast("Perform[Any, Any]", one.instruction).activity
-        number, limit = one.attempts + 1, activity.policies.schedule_to_close
-        over = limit is not None and now >= after(one.opened, limit)
+        activity, number = cast("Perform[Any, Any]", one.instruction).activity, one.attempts + 1
         if activity.policies.crash == "fail":
             if one.intended:
                 self._record(one.step, FAILURE, self.fold.encode_failure(one, Interrupted()), now)
-        elif activity.policies.retry.exhausted(number) or over:
-            if Interrupted in members(activity.root.shape.failures):
-                self._record(one.step, FAILURE, self.fold.encode_failure(one, Interrupted()), now)
-            else:
-                why = "its schedule_to_close is over" if over else "its retry policy gives no more"
-                died = Defect(activity.name, f"attempt {number} was cut short by the death of its worker, and {why}")
-                self._record(one.step, BUG, defect_body(died), now)
-        else:
+        elif not self._was_the_last(one, number, now, "was cut short by the death of its worker"):
             self._record(one.step, INTERRUPTED, b'{"number":%d}' % number, now)
+
+    def _was_the_last(self, one: Pending, number: int, now: datetime, what: str) -> bool:
+        """Ends an activity whose attempt had no ending of its own, if there is to be no other."""
+        activity = cast("Perform[Any, Any]", one.instruction).activity
+        limit = activity.policies.schedule_to_close
+        over = limit is not None and now >= after(one.opened, limit)
+        if not (over or activity.policies.retry.exhausted(number)):
+            return False
+        if Interrupted in members(activity.root.shape.failures):
+            self._record(one.step, FAILURE, self.fold.encode_failure(one, Interrupted()), now)
+        else:
+            why = "its schedule_to_close is over" if over else "its retry policy gives no more"
+            self._record(one.step, BUG, defect_body(Defect(activity.name, f"attempt {number} {what}, and {why}")), now)
+        return True
 
     def _failed(self, one: Pending, exit: Failure[Any] | Defect, now: datetime, *, again: bool | None = None, wait: timedelta | None = None) -> None:
         """`again`: whether there is to be another attempt, if that is not for the retry policy to say."""
@@ -522,7 +536,7 @@ class Activation:
     # Waits
 
     def _push(self, due: datetime, one: Pending, now: datetime) -> None:
-        if due <= now and isinstance(one.instruction, Sleep):
+        if due <= now and isinstance(one.instruction, Sleep) and (due <= one.opened or due <= now - self._doubt()):
             self._record(one.step, SUCCESS, NULL, now)
         else:
             heappush(self._due, (due, one.step))

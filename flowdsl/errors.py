@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 
 
 class FlowError(Exception):
@@ -58,9 +59,42 @@ class Rejected(FlowError):
         super().__init__(f"{workflow}: key {key!r} is taken by execution {execution}; use another key, or another reuse policy")
 
 
+class TooLarge(FlowError):
+    """A value that is too large to be recorded: its size and the limit, in bytes. `Deployment(limits=Limits(...))` sets the limits."""
+
+    def __init__(self, what: str, size: int, limit: int) -> None:
+        self.what, self.size, self.limit = what, size, limit
+        super().__init__(
+            f"{what} has {_bytes(size)}, the limit is {_bytes(limit)}. Keep it elsewhere and pass a reference, or raise the limit: Limits(...)"
+        )
+
+
+class RetryAfter(FlowError):
+    """Raised by an implementation: this attempt is a defect, and the next one is to wait at least that long (`"30s"`, or a `timedelta`)."""
+
+    def __init__(self, after: timedelta | str, why: str = "") -> None:
+        self.after, self.why = after, why
+        super().__init__(f"again after {after}" + (f": {why}" if why else ""))
+
+
+class GiveUp(FlowError):
+    """Raised by an implementation: a defect that no other attempt would mend, so that there is none, whatever the policy says."""
+
+    def __init__(self, why: str) -> None:
+        self.why = why
+        super().__init__(why)
+
+
 class EmbeddedPostgresError(StoreError):
     """The embedded server cannot be had: what, why, and what to do."""
 
     def __init__(self, what: str, why: str, remedy: str) -> None:
         self.what, self.why = what, why
         super().__init__(f"embedded Postgres: {what} ({why})", remedy)
+
+
+def _bytes(size: int) -> str:
+    for unit, scale in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if size >= scale:
+            return f"{size / scale:.1f} {unit}"
+    return f"{size} bytes"

@@ -312,8 +312,9 @@ class Memory:
             for one in [*turn.performs, *(one for id, one in self._jobs if id == kept.execution.id)]:
                 activation.withdraw(one, self.now)
             kept.journal += activation.take_turn().entries
-            kept.status, kept.cause, kept.activation = "blocked", f"paused: {activation.paused}", None
-            self._forget_jobs(kept)
+            self._jobs = deque(job for job in self._jobs if job[0] != kept.execution.id)
+            if not any(late.activation is activation and self._wanted((late.id, late.one)) for late in self._late):  # what runs may end first
+                kept.status, kept.cause, kept.activation = "blocked", f"paused: {activation.paused}", None
         elif self._crash is not None and any(self._crash(n) for n in numbers):
             self._forget_jobs(kept)
             self._wake(kept, taken_over=True)

@@ -7,145 +7,30 @@ having fed it early did no harm.
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import inspect
-from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
-from attrs import define
-from returns.result import Failure, Success
+from returns.result import Success
 
-from flowdsl.activation import Activation, Mail, Turn
-from flowdsl.binding import Binding, Deployment, current_attempt
+from flowdsl.activation import Activation, Mail, Turn, after
+from flowdsl.attempt import Ending, RunningAttempt, Transaction, Unrecorded, raised, ran_out, returned, told
+from flowdsl.binding import Binding, current_attempt
 from flowdsl.codec import NotJournalable
-from flowdsl.errors import FlowError
-from flowdsl.flow import Defect, Join, Perform, Report, TimedOut, members
-from flowdsl.journal import Entry, codecs_of
-from flowdsl.machine import Pending, defect
-from flowdsl.policy import shown
+from flowdsl.errors import TooLarge
+from flowdsl.flow import Join, Perform
+from flowdsl.hands import ABANDON
+from flowdsl.host import Host
+from flowdsl.journal import codecs_of
+from flowdsl.machine import Pending
 
 log = structlog.get_logger("flowdsl")
 
-ABANDON = 5.0
-"""Seconds that an implementation gets to follow a cancellation; then its answer is no longer waited for."""
 AGAIN = 0.1
 """Seconds until one looks again whether the lease holds."""
-
-
-class Transaction(Protocol):
-    """A transaction of the journal's database, in which an implementation writes."""
-
-    connection: Any
-
-    async def append(self, entry: Entry) -> bool:
-        """Adds the entry and commits both. False: it is certain that nothing was committed and this worker no longer owns the execution.
-
-        Raises `Unrecorded` when nothing was committed but the attempt may be made again.
-        """
-        ...
-
-    async def rollback(self) -> None:
-        """Ends it, if it has not ended."""
-        ...
-
-
-class Unrecorded(FlowError):
-    """A transactional attempt whose commit did not happen; the interruption is recorded under this position."""
-
-    def __init__(self, entry: Entry) -> None:
-        self.entry = entry
-        super().__init__("the transaction was not committed; the attempt is made again")
-
-
-class Host(Protocol):
-    """What a resident needs of its worker."""
-
-    deployment: Deployment
-    linger: float
-
-    @property
-    def threads(self) -> Executor: ...
-
-    def upper(self) -> datetime:
-        """The store's time, at the latest."""
-        ...
-
-    def lower(self) -> datetime:
-        """The store's time, at the earliest."""
-        ...
-
-    @property
-    def fit(self) -> bool:
-        """Whether its lease has certainly not run out: else nothing may leave."""
-        ...
-
-    def submit(self, resident: Resident, turn: Turn, state: str | None) -> None: ...
-    def ask(self, resident: Resident, one: Pending) -> None: ...
-    def look_for(self, resident: Resident, children: tuple[str, ...]) -> None: ...
-    def note(self, resident: Resident, note: Report) -> None: ...
-    def gone(self, resident: Resident) -> None: ...
-    def broken(self, resident: Resident, error: Exception) -> None:
-        """It cannot go on: it needs a person, with this as the cause."""
-        ...
-
-    def connection(self) -> AbstractAsyncContextManager[Any]: ...
-    async def begin_transaction(self, resident: Resident) -> Transaction: ...
-
-
-@define(eq=False)
-class RunningAttempt:
-    """One run of an implementation."""
-
-    resident: Resident
-    one: Pending
-    number: int
-    deadline: datetime
-    transactional: bool
-    task: asyncio.Task[None] | None = None
-    cancelled: bool = False
-    timed_out: bool = False
-    last_heartbeat: object = None
-    _transaction: Transaction | None = None
-    timer: asyncio.TimerHandle | None = None
-
-    @property
-    def idempotency_key(self) -> str:
-        return f"{self.resident.activation.execution.id}/{self.one.step}"
-
-    @property
-    def tenant(self) -> str:
-        return self.resident.activation.execution.tenant
-
-    def heartbeat(self, details: object = None) -> None:
-        self.resident.heartbeats[self.one.step] = details
-
-    def connection(self) -> AbstractAsyncContextManager[Any]:
-        return self.resident.host.connection()
-
-    def transaction(self) -> AbstractAsyncContextManager[Any]:
-        if not self.transactional:
-            raise FlowError(f"{self.one.step}: this activity is not transactional; declare it with @activity(..., transactional=True)")
-        return _Block(self)
-
-
-class _Block:
-    """`async with this_attempt().transaction() as connection`: opened on entry, committed with the success, rolled back else."""
-
-    def __init__(self, attempt: RunningAttempt) -> None:
-        self._attempt = attempt
-
-    async def __aenter__(self) -> Any:
-        attempt = self._attempt
-        if attempt._transaction is None:
-            attempt._transaction = await attempt.resident.host.begin_transaction(attempt.resident)
-        return attempt._transaction.connection
-
-    async def __aexit__(self, *_: object) -> None:
-        return None
 
 
 class Resident:
@@ -154,10 +39,16 @@ class Resident:
     def __init__(self, host: Host, activation: Activation, epoch: int, *, parent: str | None, scope: str, suspect: bool = False) -> None:
         self.host, self.activation, self.epoch, self.parent, self.scope, self.suspect = host, activation, epoch, parent, scope, suspect
         self.attempts: dict[str, RunningAttempt] = {}
-        self.heartbeats: dict[str, object] = {}
+        self.waits: set[str] = set()
+        """Steps whose attempts wait for a budget: nothing of them runs."""
+        self.put_off_until: datetime | None = None
+        self.heartbeats: dict[str, bytes] = {}
+        """What the heartbeats of earlier attempts have told, by the place of their step."""
         self.since = asyncio.get_running_loop().time()
         self.strangers = False
         """Whether it waits for a child that is another's, whose end nobody tells it."""
+        self.weight = 0
+        """Bytes of what was folded into it."""
         self.dropped = False
         self._in_flight = self._leaving = self._behind = False
         self._deferred: list[Callable[[], object]] = []
@@ -166,6 +57,7 @@ class Resident:
         self._slot: asyncio.Future[None] | None = None
         self._one_slot = asyncio.Lock()
         self._looked: set[str] = set()
+        self._looks = 0
         self._commits: set[asyncio.Task[None]] = set()
 
     @property
@@ -214,7 +106,7 @@ class Resident:
         if self._in_flight or self.dropped:
             return
         while True:
-            turn = self.activation.take_turn()
+            turn = self._gathered()
             for step in turn.closed:
                 self._cancel_attempt(step)
             state = self._state(turn)
@@ -229,6 +121,25 @@ class Resident:
             return
         self._keep_time()
 
+    def _gathered(self) -> Turn:
+        turn = self.activation.take_turn()
+        if self._begins_nothing:
+            held, self._held = self._held, []
+            self._take_back(one for late in [*held, turn] for one in late.performs)
+            self._take_back(one for step in list(self.waits) if (one := self.activation.fold.machine.pending.get(step)) is not None)
+            turn.entries += self.activation.take_turn().entries
+        return turn
+
+    @property
+    def _begins_nothing(self) -> bool:
+        return self._leaving or self.activation.paused is not None
+
+    def _take_back(self, attempts: Iterable[Pending]) -> None:
+        """They have not begun, and are left to who goes on with this. What is run at most once must say that it was not."""
+        for one in attempts:
+            self._cancel_attempt(one.step)
+            self.activation.withdraw(one, self.host.upper())
+
     def _submit(self, turn: Turn, state: str | None) -> None:
         self._in_flight = True
         self.host.submit(self, turn, state)
@@ -236,10 +147,13 @@ class Resident:
     def committed(self, turn: Turn, state: str | None, fate: str) -> None:
         """The fate of the turn in flight."""
         self._in_flight = False
-        leaves = turn.ended is not None or state == "released" or (state == "suspended" and fate != "awake")
+        if self.heartbeats and fate not in ("left", "fenced"):
+            self._forget_details()
+        leaves = turn.ended is not None or state in ("released", "blocked") or (state == "suspended" and fate != "awake")
         if fate in ("left", "fenced") or leaves:
             self.drop()
             return
+        self._come_back()
         self._behind = self._behind or fate == "awake"
         self.suspect = self.suspect and state is None
         self._carry_out(lambda: self._let_out(turn), self._advance)
@@ -256,7 +170,8 @@ class Resident:
 
     def release(self) -> None:
         """Lets go of it, so that any worker may claim it: nothing is journaled of its attempts, they run again."""
-        for step in list(self.attempts):
+        for step, attempt in list(self.attempts.items()):
+            self._keep_details(attempt)
             self._cancel_attempt(step)
         self.leave()
 
@@ -267,7 +182,7 @@ class Resident:
         self.dropped = True
         if self._timer is not None:
             self._timer.cancel()
-        for step in list(self.attempts):
+        for step in [*self.attempts, *self.waits]:
             self._cancel_attempt(step)
         if self._slot is not None and not self._slot.done():
             self._slot.set_result(None)
@@ -282,6 +197,8 @@ class Resident:
         if self._leaving:
             return "released"
         activation = self.activation
+        if activation.paused is not None:
+            return "blocked"
         if turn.performs or turn.asks or self._behind or not activation.idle or not activation.fold.machine.pending:
             return None
         due = activation.next_due
@@ -290,7 +207,10 @@ class Resident:
 
     def _let_out(self, turn: Turn) -> bool:
         """What is committed may leave, while the lease holds: else it is kept until it holds again. True when something was let out."""
-        if self._leaving or self.dropped:
+        if self.dropped:
+            return False
+        if self._begins_nothing:
+            self._take_back(turn.performs)
             return False
         for note in turn.notes:
             self.host.note(self, note)
@@ -308,12 +228,12 @@ class Resident:
                 self.host.ask(self, one)
         for one in turn.performs:
             if pending.get(one.step) is one:
-                self._begin(one)
+                self._begin_or_wait(one)
         return True
 
     def _let_out_held(self) -> None:
         held, self._held = self._held, []
-        self._carry_out(lambda: [self._let_out(turn) for turn in held])
+        self._carry_out(lambda: [self._let_out(turn) for turn in held], self._advance)
 
     def _keep_time(self) -> None:
         """A timer for what is due next; or, when it only waits, for its suspension."""
@@ -337,7 +257,7 @@ class Resident:
         now = self.host.lower()
         due = self.activation.next_due
         if due is not None and due <= now:
-            self.feed(lambda: self.activation.tick(self.host.lower()))
+            self.feed(lambda: self.activation.tick(self.host.lower(), self.host.upper()))
         elif (
             self.activation.idle
             and not (self.attempts or self._in_flight or self._behind)
@@ -353,91 +273,182 @@ class Resident:
         unknown = joins.keys() - self._looked
         if unknown:
             self._looked |= unknown
+            self._looks += 1
             self.host.look_for(self, tuple({joins[step] for step in unknown}))
+        elif self._looks:  # what it will find nobody tells again: once suspended, this would wait for ever
+            self._timer = asyncio.get_running_loop().call_later(AGAIN, self._timed)
         else:
             self._submit(self.activation.take_turn(), "suspended")
 
+    def looked(self) -> None:
+        """The host has looked, and fed what it found."""
+        self._looks -= 1
+        self.go()
+
     # Attempts
 
+    def _begin_or_wait(self, one: Pending) -> None:
+        if isinstance(one.instruction, Perform) and one.instruction.activity.policies.budget:
+            self.waits.add(one.step)
+            self.host.budgets.admit(self, one)
+        else:
+            self._begin(one)
+
+    def admitted(self, one: Pending) -> RunningAttempt | None:
+        """Its budgets let it begin. None if nobody wants it any more."""
+        self.waits.discard(one.step)
+        if not (self._begins_nothing or self.dropped) and self.activation.fold.machine.pending.get(one.step) is one:
+            self._carry_out(lambda: self._begin(one))
+        return self.attempts.get(one.step)
+
+    def put_off(self, until: datetime) -> bool:
+        """Out of memory until then, if all that it does is to wait for budgets; they are asked anew. What it was to do at most once keeps it here."""
+        pending, only_waits = self.activation.fold.machine.pending, self.activation.busy == self.waits and not self.activation.joins
+        busy = self._in_flight or self.dropped or self.attempts or self._slot is not None or self._held or self._behind or self._begins_nothing
+        if busy or not only_waits or self.activation.stirred or any(pending[step].intended for step in self.waits):
+            return False
+        self.put_off_until = until
+        for step in self.waits:
+            self.host.budgets.withdraw(self, step)
+        self._submit(self.activation.take_turn(), "suspended")
+        return True
+
+    def _come_back(self) -> None:
+        """It was to be put off, and mail came."""
+        if self.put_off_until is not None:
+            self.put_off_until, waits, self.waits = None, self.waits, set()
+            for one in [one for step in waits if (one := self.activation.fold.machine.pending.get(step)) is not None]:
+                self._begin_or_wait(one)
+
+    def never_began(self, one: Pending, ending: Ending) -> None:
+        """Its time was over before its budgets let it begin."""
+        self.waits.discard(one.step)
+        self.feed(lambda: self._fold_ending(one.step, ending))
+
     def _begin(self, one: Pending) -> None:
-        instruction = one.instruction
-        assert isinstance(instruction, Perform)
-        activity = instruction.activity
-        limit = activity.policies.start_to_close
-        attempt = RunningAttempt(self, one, one.attempts + 1, self.host.upper() + limit, activity.policies.transactional)
-        attempt.last_heartbeat = self.heartbeats.get(one.step)
+        attempt = self._attempt(one)
         self.attempts[one.step] = attempt
-        binding = self.host.deployment.binding(activity.name)
-        loop = asyncio.get_running_loop()
-        attempt.timer = loop.call_later(limit.total_seconds(), self._time_out, attempt)
-        attempt.task = loop.create_task(self._run(attempt, binding))
+        binding = self.host.deployment.binding(attempt.activity.name)
+        attempt.task = self.host.hands.task(self._run(attempt, binding), f"{attempt.activity.name} {attempt.idempotency_key}")
+
+    def _attempt(self, one: Pending) -> RunningAttempt:
+        assert isinstance(one.instruction, Perform)
+        activity, key, now = one.instruction.activity, self.activation.fold.key(one.step), self.host.upper()
+        deadline, left, overall = after(now, activity.policies.start_to_close), None, activity.policies.schedule_to_close
+        if overall is not None:
+            end = after(one.opened, overall)
+            deadline, left = min(deadline, end), (end - now).total_seconds()
+        tenant, limits = self.activation.execution.tenant, self.host.deployment.limits
+        return RunningAttempt(self, one, activity, key, one.attempts + 1, tenant, limits, deadline, left, told(self.heartbeats.get(_place(key))))
 
     async def _run(self, attempt: RunningAttempt, binding: Binding) -> None:
-        one = attempt.one
         current_attempt.set(attempt)
-        exit: Success[Any] | Failure[Any] | Defect
+        abandoned = False
         try:
-            instruction = one.instruction
-            assert isinstance(instruction, Perform)
-            request = codecs_of(instruction.activity.root).request.decode(self.activation.fold.request(one))
-            if binding.is_async:
-                answer = await binding.implementation(request)
-            else:
-                call = contextvars.copy_context()
-                answer = await asyncio.get_running_loop().run_in_executor(self.host.threads, lambda: call.run(binding.implementation, request))
-                if inspect.isawaitable(answer):
-                    answer = await answer
-            exit = answer if isinstance(answer, (Success, Failure)) else _no_result(binding, answer)
-            if attempt._transaction is not None and isinstance(exit, Success) and not attempt.cancelled:
-                self._hand_over(attempt, attempt._transaction, exit)
+            ending = await self._carried_out(attempt, binding)
+            if attempt.transacting is not None and isinstance(ending.exit, Success) and not attempt.cancelled:
+                self._hand_over(attempt, attempt.transacting, ending.exit)
                 return
         except asyncio.CancelledError as error:
-            if attempt.task is not None and attempt.task.cancelling() and not attempt.timed_out:
-                return
-            exit = defect(error)
-        except (KeyboardInterrupt, SystemExit, GeneratorExit):
+            if attempt.task is not None and attempt.task.cancelling() and attempt.over is None:
+                return  # nobody waits for it, or the worker stops: neither is an ending
+            ending = raised(error)
+        except (KeyboardInterrupt, GeneratorExit):  # the process is being ended, not the attempt
+            abandoned = True
             raise
         except BaseException as error:
-            exit = defect(error)
+            ending = raised(error)
         finally:
-            if attempt._transaction is not None:
-                await asyncio.shield(attempt._transaction.rollback())
-        self._ended(attempt, exit)
+            if attempt.transacting is not None and not abandoned:
+                await asyncio.shield(attempt.transacting.rollback())
+        self._ended(attempt, ending)
 
-    def _time_out(self, attempt: RunningAttempt) -> None:
-        attempt.timed_out = attempt.cancelled = True
-        if attempt.task is not None:
+    async def _carried_out(self, attempt: RunningAttempt, binding: Binding) -> Ending:
+        request = codecs_of(attempt.activity.root).request.decode(self.activation.fold.request(attempt.one))
+        if binding.is_async:
+            attempt.begin()
+            return returned(attempt.activity, await binding.implementation(request))
+        came_back, answer = await self.host.hands.call(lambda: binding.implementation(request), attempt.begin)
+        if not came_back:
+            return raised(answer)
+        return returned(attempt.activity, await answer if inspect.isawaitable(answer) else answer)
+
+    def overdue(self, attempt: RunningAttempt) -> None:
+        """Its time is over: it is told so. One that follows is done with at once, one that does not after a while."""
+        log.warning("attempt.timed_out", execution=self.id, activity=attempt.activity.name, number=attempt.number, policy=attempt.over)
+        in_a_thread = attempt.begun and not self.host.deployment.binding(attempt.activity.name).is_async
+        if attempt.task is not None and not in_a_thread:
             attempt.task.cancel()
-        asyncio.get_running_loop().call_later(ABANDON, self._ended, attempt, Defect("", "timed out"))
+        asyncio.get_running_loop().call_later(ABANDON, self._give_up, attempt)
 
-    def _ended(self, attempt: RunningAttempt, exit: Success[Any] | Failure[Any] | Defect) -> None:
+    def _give_up(self, attempt: RunningAttempt) -> None:
+        if self.attempts.get(attempt.one.step) is attempt and attempt.task is not None:
+            attempt.task.cancel()
+            self._ended(attempt, ran_out(attempt.activity, attempt.over or "timeout"))
+
+    def beaten(self, attempt: RunningAttempt) -> None:
+        if self.attempts.get(attempt.one.step) is attempt and attempt.details is not None:
+            self.heartbeats[_place(attempt.idempotency_key)] = attempt.details
+            self.host.beaten(self, attempt)
+
+    def connection(self) -> AbstractAsyncContextManager[Any]:
+        return self.host.connection()
+
+    async def begin_transaction(self) -> Transaction:
+        return await self.host.begin_transaction(self)
+
+    def _ended(self, attempt: RunningAttempt, ending: Ending) -> None:
         step = attempt.one.step
         if self.attempts.get(step) is not attempt:
-            return
-        del self.attempts[step]
-        if attempt.timer is not None:
-            attempt.timer.cancel()
-        if attempt.timed_out:
-            exit = _timed_out(attempt.one)
-        self.feed(lambda: self.activation.ended(step, exit, self.host.upper(), timed_out=attempt.timed_out))
+            return  # late: nobody waits for it any more
+        if attempt.over is not None:
+            ending = ran_out(attempt.activity, attempt.over)
+        self._let_go(attempt, ending)
+        self.feed(lambda: self._fold_ending(step, ending))
+
+    def _let_go(self, attempt: RunningAttempt, ending: Ending) -> None:
+        del self.attempts[attempt.one.step]
+        attempt.end()
+        if attempt.activity.policies.budget:
+            self.host.budgets.ended(self, attempt, ending)
+        if not isinstance(ending.exit, Success):
+            self._keep_details(attempt)
+
+    def _fold_ending(self, step: str, ending: Ending) -> None:
+        self.activation.ended(step, ending.exit, self.host.upper(), timed_out=ending.timed_out, final=ending.final, wait=ending.wait)
+
+    def _keep_details(self, attempt: RunningAttempt) -> None:
+        """For the next attempt, here or elsewhere."""
+        if attempt.details is not None:
+            self.heartbeats[_place(attempt.idempotency_key)] = attempt.details
+            self.host.beaten(self, attempt, at_once=True)
+
+    def _forget_details(self) -> None:
+        fold = self.activation.fold
+        done = self.heartbeats.keys() - {_place(fold.key(step)) for step in fold.machine.pending}
+        for place in done:
+            del self.heartbeats[place]
+        if done:
+            self.host.forget(self, sorted(done))
 
     def _cancel_attempt(self, step: str) -> None:
+        if step in self.waits:
+            self.waits.discard(step)
+            self.host.budgets.withdraw(self, step)
         attempt = self.attempts.pop(step, None)
-        if attempt is None:
-            return
-        attempt.cancelled = True
-        if attempt.timer is not None:
-            attempt.timer.cancel()
-        if attempt.task is not None:
-            attempt.task.cancel()
+        if attempt is not None:
+            if attempt.activity.policies.budget:
+                self.host.budgets.cancelled(attempt)
+            attempt.end()
+            if attempt.task is not None:
+                attempt.task.cancel()
 
     # Transactional activities: the position is chosen at the end, while nothing else of this execution is under way
 
     def _hand_over(self, attempt: RunningAttempt, transaction: Transaction, exit: Success[Any]) -> None:
         """From here on neither a time-out nor a cancellation interrupts: the fate of a commit must be known."""
-        attempt._transaction = None
-        if attempt.timer is not None:
-            attempt.timer.cancel()
+        attempt.transacting = None
+        attempt.stop_clocks()
         task = asyncio.get_running_loop().create_task(self._commit_transaction(attempt, transaction, exit))
         self._commits.add(task)
         task.add_done_callback(self._commits.discard)
@@ -453,7 +464,7 @@ class Resident:
                     await transaction.rollback()
                 finally:
                     if self.attempts.get(attempt.one.step) is attempt:
-                        del self.attempts[attempt.one.step]
+                        self._let_go(attempt, Ending(exit))
                     self._go_on_with(follows)
 
     async def _position(self) -> None:
@@ -469,16 +480,16 @@ class Resident:
         if self.dropped or activation.fold.machine.pending.get(one.step) is not one:
             return _nothing
         try:
-            entry = activation.prepared(one, activation.fold.encode_answer(one, exit.unwrap()), self.host.upper())
+            entry = activation.prepared(one, activation.encoded(one, exit.unwrap()), self.host.upper())
             if not await transaction.append(entry):
                 return self.drop
         except Unrecorded as unrecorded:
             entry = unrecorded.entry
-        except NotJournalable:
+        except (NotJournalable, TooLarge):
             return lambda: activation.ended(one.step, exit, self.host.upper())
         except Exception as error:
-            failed = defect(error)
-            return lambda: activation.ended(one.step, failed, self.host.upper())
+            failed = raised(error)
+            return lambda: self._fold_ending(one.step, failed)
         return lambda: activation.recorded(entry, self.host.upper())
 
     def _go_on_with(self, fold: Callable[[], object]) -> None:
@@ -492,15 +503,9 @@ def _nothing() -> None:
     """A late answer that nobody asks for any more."""
 
 
-def _no_result(binding: Binding, answer: object) -> Defect:
-    return Defect(binding.activity.name, f"its implementation returned {answer!r}: return Success(...) or Failure(...)")
+def _place(key: str) -> str:
+    """Where an attempt is in its execution: its idempotency key without the execution."""
+    return key.partition("/")[2]
 
 
-def _timed_out(one: Pending) -> Failure[Any] | Defect:
-    instruction = one.instruction
-    assert isinstance(instruction, Perform)
-    activity = instruction.activity
-    after = shown(activity.policies.start_to_close)
-    if TimedOut in members(activity.root.shape.failures):
-        return Failure(TimedOut(after))
-    return Defect(activity.name, f"timed out after {after}")
+__all__ = ["ABANDON", "Host", "Resident", "Transaction", "Unrecorded"]

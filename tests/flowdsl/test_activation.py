@@ -235,7 +235,7 @@ def test_a_predicate_that_raises_is_a_defect() -> None:
     policy = Retry.constant("1s", on=lambda failure: failure.missing)
     run = Worked(lambda: retried.using(retry=policy)(1))
     turn = run.ended("0", Failure(Unavailable(1)), 1)
-    assert "the predicate in its retry policy raised AttributeError" in defect_in(turn.entries[0]).message
+    assert "its retry policy cannot be asked: AttributeError" in defect_in(turn.entries[0]).message
 
 
 def test_an_endless_wait_does_not_overflow() -> None:
@@ -609,3 +609,24 @@ def test_failed_undos_block_the_execution_and_are_listed() -> None:
     run.ended("2.0.0", Failure(Unavailable(3)), 3)
     ended = run.last.ended
     assert ended is not None and ended.status == "blocked" and "Unavailable(status=3)" in (ended.cause or "")
+
+
+def test_a_sleep_that_may_not_be_over_is_not_over() -> None:
+    """Its worker knows the store's time from below and from above; only what is over for sure ends, and what follows opens by the latest."""
+
+    @workflow("doubtful")
+    def doubtful(_: None) -> Steps[None, Never]:
+        yield from sleep("10s")
+        yield from sleep("10s")
+
+    activation = Activation(
+        Execution(ID, "default", "doubtful", None, None, at(0)), doubtful, b"null", lambda name: doubtful, doubt=lambda: timedelta(seconds=3)
+    )
+    activation.begin([], [], at(0))
+    activation.deliver([], at(12))
+    assert activation.take_turn().entries == []
+    activation.tick(at(9), at(12))
+    assert activation.take_turn().entries == []
+    activation.tick(at(10), at(13))
+    assert [entry.at for entry in activation.take_turn().entries] == [at(13)]
+    assert activation.next_due == at(23)

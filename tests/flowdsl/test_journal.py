@@ -33,7 +33,7 @@ from flowdsl import (
     sleep,
     workflow,
 )
-from flowdsl.activation import Activation
+from flowdsl.activation import Activation, live_entries
 from flowdsl.codec import Undecodable
 from flowdsl.journal import BUG, CHECKPOINT, INTERRUPTED, SUCCESS, Divergence, Entry, decode_exit, encode_exit, state_codec
 from flowdsl.memory import EPOCH, Memory

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import sys
 import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
 from typing import Any, Never
 from uuid import uuid4
@@ -14,10 +16,30 @@ from uuid import uuid4
 import pytest
 from attrs import define
 
-from flowdsl import Deployment, Execution, Result, Steps, Success, activity, all_, bind, race, signal, sleep, this_attempt, workflow
+from flowdsl import (
+    Deployment,
+    Execution,
+    GiveUp,
+    Interrupted,
+    Result,
+    Retry,
+    RetryAfter,
+    Steps,
+    Success,
+    activity,
+    all_,
+    bind,
+    race,
+    signal,
+    sleep,
+    this_attempt,
+    workflow,
+)
 from flowdsl.activation import Activation, Mail, Turn
+from flowdsl.attempt import RunningAttempt, told
 from flowdsl.flow import Report
-from flowdsl.journal import SUCCESS, Entry, codecs_of
+from flowdsl.hands import Hands
+from flowdsl.journal import ATTEMPT, BUG, INTENT, INTERRUPTED, SUCCESS, Entry, codecs_of
 from flowdsl.machine import Pending
 from flowdsl.replay import Resident, Unrecorded
 
@@ -49,7 +71,9 @@ class Stage:
 
     def __init__(self, deployment: Deployment) -> None:
         self.deployment, self.linger, self.fit = deployment, 0.02, True
-        self.threads = ThreadPoolExecutor(4)
+        self.leaks: list[int] = []
+        self.kept: dict[str, Any] = {}
+        self.hands = Hands(4, self.leaks.append)
         self.turns: list[tuple[Resident, Turn, str | None]] = []
         self.asks: list[Pending] = []
         self.looks: list[tuple[str, ...]] = []
@@ -79,6 +103,13 @@ class Stage:
 
     def broken(self, resident: Resident, error: Exception) -> None:
         self.causes.append(str(error))
+
+    def beaten(self, resident: Resident, attempt: RunningAttempt, *, at_once: bool = False) -> None:
+        self.kept[attempt.idempotency_key.partition("/")[2]] = told(attempt.taken())
+
+    def forget(self, resident: Resident, places: Sequence[str]) -> None:
+        for place in places:
+            self.kept.pop(place, None)
 
     @asynccontextmanager
     async def connection(self) -> Any:
@@ -224,15 +255,26 @@ def threads(request: int) -> Steps[int, Never]:
     return (yield from in_a_thread("t"))
 
 
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """No task is destroyed while it is pending, no exception is never looked at."""
+    yield
+    gc.collect()
+    assert [record.getMessage() for record in caplog.records if record.name == "asyncio" and record.levelname == "ERROR"] == []
+
+
 @pytest.fixture
-def stage() -> Any:
+async def stage() -> Any:
     calls.clear()
     gates.clear()
     workflows = [two_steps, branches, writes, a_race_with_a_write, endless, busy, waits, joins_twice, sleeps, threads]
     bindings = [bind(work, gated), bind(write, written), bind(in_a_thread, threaded)]
     stage = Stage(Deployment(workflows, bindings))
     yield stage
-    stage.threads.shutdown(wait=False)
+    await stage.hands.close()
 
 
 async def answered(name: str, value: Any = 1) -> None:
@@ -438,6 +480,22 @@ class TestTransactions:
         await settled()
         assert stage.commit()[1] == "succeeded"
 
+    async def test_but_no_more_often_than_its_policy_says(self, stage: Stage) -> None:
+        only = write.using(retry=Retry.constant("1ms", attempts=1))
+
+        @workflow("only once")
+        def only_once(request: int) -> Steps[int, Never]:
+            return (yield from only("x"))
+
+        stage.deployment = Deployment([only_once], [bind(write, written)])
+        stage.enter("only once")
+        await answered("x")
+        (first,) = stage.transactions
+        first.answer.set_exception(Unrecorded(Entry(0, INTERRUPTED, stage.now(), first.entry.step, first.entry.fingerprint, "", b'{"number":1}')))
+        turn, state = await stage.next()
+        assert ([entry.kind for entry in turn.entries], state, calls) == ([BUG], "failed", ["x"])
+        assert b"attempt 1 was not committed, and its retry policy gives no more" in turn.entries[0].body
+
     async def test_an_answer_after_its_time_is_not_committed(self, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
         """The implementation ignored its time-out, and succeeded late: the time-out stands, and nothing is committed."""
 
@@ -519,12 +577,25 @@ class TestJoins:
         assert turn.ended is not None
         assert turn.ended.exit == b'{"success":20}'
 
+    async def test_nothing_is_suspended_while_it_is_looked_for(self, stage: Stage) -> None:
+        """What the look finds nobody tells again: suspended meanwhile, it would wait for ever."""
+        resident = stage.enter("joins twice")
+        if stage.turns:
+            stage.commit()
+        await until(lambda: len(stage.looks) == 1)
+        for _ in range(5):
+            resident.deliver([])  # any event: it sets the clock of the suspension anew
+            await asyncio.sleep(2 * stage.linger)
+        assert stage.turns == []
+        resident.looked()
+        assert (await stage.next())[1] == "suspended"
+
 
 class TestImplementations:
     async def test_a_plain_function_runs_in_a_thread(self, stage: Stage) -> None:
         stage.enter("threads")
         assert (await stage.next())[1] == "succeeded"
-        assert calls == ["t in Thre"]
+        assert calls == ["t in flow"]
 
     @pytest.mark.parametrize(
         "raised", [asyncio.CancelledError("by itself"), BaseExceptionGroup("many", [ValueError()]), type("Odd", (BaseException,), {})("odd")], ids=str
@@ -568,3 +639,328 @@ class TestImplementations:
         resident.feed(broken)
         assert resident.dropped
         assert stage.causes == ["'a bug'"]
+
+
+class TestAttempts:
+    """The clocks here are real: what must happen is waited for, what must not happen is given the time to."""
+
+    @pytest.fixture(autouse=True)
+    def impatient(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for module in ("hands", "replay"):
+            monkeypatch.setattr(f"flowdsl.{module}.ABANDON", 0.05)
+
+    def deploy(self, stage: Stage, implementation: Callable[[str], Any], **policies: Any) -> Resident:
+        contract = in_a_thread.using(retry=Retry.constant("1ms", attempts=2), **policies)
+
+        @workflow("deployed")
+        def deployed(request: int) -> Steps[int, Never]:
+            return (yield from contract("t"))
+
+        stage.deployment = Deployment([deployed], [bind(in_a_thread, implementation)])
+        return stage.enter("deployed")
+
+    async def ends(self, stage: Stage) -> tuple[Turn, str | None]:
+        """Commits until it has ended."""
+        while True:
+            turn, state = await stage.next()
+            stage.commit()
+            if turn.ended is not None:
+                return turn, state
+
+    async def test_who_does_not_beat_is_given_up(self, stage: Stage) -> None:
+        async def silent(_: str) -> Any:
+            this_attempt().heartbeat("told")
+            await asyncio.Event().wait()
+
+        self.deploy(stage, silent, heartbeat="30ms")
+        turn, _ = await self.ends(stage)
+        assert b"timed out without a heartbeat for 30ms" in turn.entries[0].body
+
+    async def test_a_thread_that_beats_is_not(self, stage: Stage) -> None:
+        go = threading.Event()
+
+        def beats(_: str) -> Any:
+            while not go.wait(0.005):
+                this_attempt().heartbeat({"at": 1})
+            return Success(1)
+
+        self.deploy(stage, beats, heartbeat="500ms", timeout="1m")
+        await until(lambda: stage.kept == {"0": {"at": 1}})
+        await asyncio.sleep(0.6)
+        assert stage.turns == []
+        go.set()
+        assert (await self.ends(stage))[1] == "succeeded"
+        assert stage.kept == {}  # what it has told is needed by nobody now
+
+    async def test_the_next_attempt_is_told(self, stage: Stage) -> None:
+        seen: list[object] = []
+
+        def tells(_: str) -> Any:
+            seen.append(this_attempt().last_heartbeat)
+            this_attempt().heartbeat([len(seen)])
+            if len(seen) == 2:
+                return Success(1)
+            raise ZeroDivisionError
+
+        self.deploy(stage, tells)
+        await stage.next()
+        assert stage.kept == {"0": [1]}  # kept before its failure is recorded
+        await self.ends(stage)
+        assert seen == [None, [1]]
+
+    async def test_a_thread_is_told_that_its_time_is_over_and_may_follow(self, stage: Stage) -> None:
+        threads: list[int] = []
+
+        def follows(_: str) -> Any:
+            threads.append(threading.get_ident())
+            attempt = this_attempt()
+            while not attempt.cancelled:
+                pass
+            return Success(1)
+
+        self.deploy(stage, follows, timeout="20ms")
+        turn, _ = await self.ends(stage)
+        assert b"timed out after 20ms" in turn.entries[0].body
+        assert stage.leaks == []
+        assert len(set(threads)) == 1  # the second attempt found the first one's thread free
+
+    async def test_a_thread_that_never_returns_is_counted_and_the_flow_goes_on(self, stage: Stage) -> None:
+        release = threading.Event()
+
+        def stuck(_: str) -> Any:
+            release.wait(20)
+            return Success(1)
+
+        self.deploy(stage, stuck, timeout="20ms")
+        turn, state = await self.ends(stage)
+        assert (b"timed out" in turn.entries[0].body, state) == (True, "failed")
+        await until(lambda: stage.leaks == [1, 2])
+        release.set()
+        await until(lambda: stage.hands.leaked == 0)
+        assert stage.turns == []  # what it answers now is nobody's
+
+    async def test_leaked_threads_do_not_take_the_place_of_others(self, stage: Stage) -> None:
+        release = threading.Event()
+        stage.hands = Hands(1, stage.leaks.append)
+        self.deploy(stage, lambda _: release.wait(20), timeout="20ms")
+        await self.ends(stage)
+        await until(lambda: stage.leaks == [1, 2])
+        self.deploy(stage, lambda _: Success(1))
+        assert (await self.ends(stage))[1] == "succeeded"
+        release.set()
+        await until(lambda: stage.hands.leaked == 0)
+
+    async def test_waiting_for_a_thread_takes_nothing_of_its_time(self, stage: Stage) -> None:
+        release = threading.Event()
+        stage.hands = Hands(1, stage.leaks.append)
+        self.deploy(stage, lambda _: Success(release.wait(20) and 1), timeout="1m")
+        second = self.deploy(stage, lambda _: Success(2), timeout="50ms")
+        await asyncio.sleep(0.2)
+        assert stage.turns == [] and len(second.attempts) == 1
+        release.set()
+        assert [(await self.ends(stage))[1] for _ in range(2)] == ["succeeded", "succeeded"]
+
+    async def test_but_of_the_time_of_all_attempts(self, stage: Stage) -> None:
+        release = threading.Event()
+        stage.hands = Hands(1, stage.leaks.append)
+        self.deploy(stage, lambda _: Success(release.wait(20) and 1), timeout="1m")
+        self.deploy(stage, lambda _: Success(2), schedule_to_close="50ms")
+        turn, _ = await self.ends(stage)
+        assert b"timed out after 50ms over all attempts" in turn.entries[0].body
+        release.set()
+        await self.ends(stage)
+
+    async def test_it_ends_with_the_flow(self, stage: Stage) -> None:
+        """Cancelled while its thread goes on: nobody waits for that."""
+        release, began = threading.Event(), threading.Event()
+
+        def stuck(_: str) -> Any:
+            began.set()
+            release.wait(20)
+            return Success(1)
+
+        resident = self.deploy(stage, stuck)
+        await until(began.is_set)
+        resident.feed(lambda: resident.activation.cancel("asked to", stage.now()))
+        assert (await self.ends(stage))[1] == "cancelled"
+        await until(lambda: stage.leaks == [1])
+        release.set()
+        await until(lambda: stage.hands.leaked == 0)
+
+    @pytest.mark.parametrize("raised", [SystemExit(2), KeyboardInterrupt(), StopIteration(), GeneratorExit()], ids=repr)
+    async def test_whatever_a_thread_raises_is_a_defect(self, stage: Stage, raised: BaseException) -> None:
+        def throws(_: str) -> Any:
+            raise raised
+
+        self.deploy(stage, throws)
+        turn, state = await self.ends(stage)
+        assert (type(raised).__name__.encode() in turn.entries[0].body, state) == (True, "failed")
+
+    async def test_a_program_that_exits_ends_its_attempt_only(self, stage: Stage) -> None:
+        async def exits(_: str) -> Any:
+            sys.exit("usage: …")
+
+        self.deploy(stage, exits)
+        turn, _ = await self.ends(stage)
+        assert b"SystemExit: usage" in turn.entries[0].body
+
+    async def test_when_there_is_no_thread_to_be_had(self, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+        refuses = [RuntimeError("can't start new thread")]
+
+        class Refusing(threading.Thread):
+            def start(self) -> None:
+                if refuses:
+                    raise refuses.pop()
+                super().start()
+
+        monkeypatch.setattr("flowdsl.hands.Thread", Refusing)
+        stage.hands = Hands(1, stage.leaks.append)
+        self.deploy(stage, lambda _: Success(1))
+        turn, _ = await stage.next()
+        assert b"can't start new thread" in turn.entries[0].body
+        assert (await self.ends(stage))[1] == "succeeded"
+
+    @pytest.mark.parametrize("how", ["async", "plain"])
+    async def test_what_one_sets_in_its_context_no_other_sees(self, stage: Stage, how: str) -> None:
+        seen: list[str] = []
+
+        def sets(_: str) -> Any:
+            seen.append(whose.get())
+            whose.set("mine")
+            assert this_attempt().number == len(seen)
+            raise ZeroDivisionError
+
+        async def also_sets(name: str) -> Any:
+            return sets(name)
+
+        ended = asyncio.Event()
+
+        def committed(resident: Resident, turn: Turn, state: str | None) -> None:
+            resident.committed(turn, state, "done")
+            if turn.ended is not None:
+                ended.set()
+
+        loop = asyncio.get_running_loop()  # what follows from an attempt is called in its own context
+        stage.submit = lambda resident, turn, state: loop.call_soon(committed, resident, turn, state)  # type: ignore[method-assign]
+        self.deploy(stage, sets if how == "plain" else also_sets)
+        await asyncio.wait_for(ended.wait(), 10)
+        assert seen == ["nobody's", "nobody's"]
+
+    async def test_what_it_says_of_the_next_attempt(self, stage: Stage) -> None:
+        answers: list[BaseException] = [RetryAfter("1h", "busy"), GiveUp("closed")]
+
+        async def says(_: str) -> Any:
+            raise answers.pop(0)
+
+        resident = self.deploy(stage, says)
+        turn, state = await stage.next()
+        assert (turn.entries[0].kind, state) == (ATTEMPT, "suspended")
+        due = resident.activation.next_due
+        assert due is not None and due >= turn.entries[0].at + timedelta(hours=1)
+        resident = self.deploy(stage, says)
+        stage.turns.clear()
+        turn, state = await stage.next()
+        assert (turn.entries[0].kind, state) == (BUG, "failed")
+
+    async def test_a_late_answer_of_a_stubborn_one_is_nobodys(self, stage: Stage) -> None:
+        over = asyncio.Event()
+
+        async def stubborn(_: str) -> Any:
+            while not over.is_set():
+                try:
+                    await over.wait()
+                except asyncio.CancelledError:
+                    continue
+            return Success(1)
+
+        self.deploy(stage, stubborn, timeout="20ms")
+        turn, state = await self.ends(stage)
+        assert (b"timed out" in turn.entries[0].body, state) == (True, "failed")
+        assert stage.hands.left_behind == 2  # still owned
+        over.set()
+        await until(lambda: stage.hands.left_behind == 0)
+        assert stage.turns == []
+
+    async def test_stopping_is_no_ending(self, stage: Stage) -> None:
+        """A6: cut off by the stop of its worker, an attempt leaves no entry; what it told is kept at once."""
+
+        async def works(_: str) -> Any:
+            this_attempt().heartbeat("half")
+            await asyncio.Event().wait()
+
+        resident = self.deploy(stage, works)
+        await until(lambda: len(resident.attempts) == 1 and stage.hands.left_behind == 1)
+        await settled()
+        stage.kept.clear()
+        resident.release()
+        turn, state = stage.commit()
+        assert (turn.entries, state, stage.kept) == ([], "released", {"0": "half"})
+        await until(lambda: stage.hands.left_behind == 0)
+        assert stage.turns == []
+
+    async def test_nor_is_a_loop_that_is_torn_down(self, stage: Stage) -> None:
+        resident = self.deploy(stage, lambda _: Success(threading.Event().wait(0.2)))
+        await settled()
+        (attempt,) = resident.attempts.values()
+        assert attempt.task is not None
+        attempt.task.cancel()  # as asyncio.run does at its end
+        await asyncio.gather(attempt.task, return_exceptions=True)
+        assert stage.turns == []
+
+
+class TestAtMostOnce:
+    @pytest.fixture
+    async def once_only(self, stage: Stage) -> Resident:
+        @workflow("once only")
+        def once_only(request: int) -> Steps[int, Interrupted]:
+            yield from work("a")
+            return (yield from once("b"))
+
+        stage.deployment = Deployment([once_only], [bind(work, gated), bind(once, gated)])
+        return stage.enter("once only")
+
+    async def test_the_intent_is_recorded_before_it_begins(self, stage: Stage, once_only: Resident) -> None:
+        await answered("a")
+        turn, _ = await stage.next()
+        assert ([entry.kind for entry in turn.entries], calls) == ([SUCCESS, INTENT], ["a"])
+        stage.commit()
+        await until(lambda: calls == ["a", "b"])
+        await answered("b")
+        assert stage.commit()[1] == "succeeded"
+
+    async def test_left_before_it_began_the_intent_is_taken_back(self, stage: Stage, once_only: Resident) -> None:
+        """Else the next worker would have to say that nobody knows whether it happened."""
+        await answered("a")
+        once_only.leave()
+        stage.commit()
+        turn, state = stage.commit()
+        assert ([entry.kind for entry in turn.entries], state, calls) == ([INTERRUPTED], "released", ["a"])
+
+    async def test_also_when_it_is_asked_to_leave_just_before(self, stage: Stage, once_only: Resident) -> None:
+        once_only.leave()
+        await answered("a")
+        turn, state = stage.commit()
+        assert ([entry.kind for entry in turn.entries], state) == ([SUCCESS, INTENT, INTERRUPTED], "released")
+
+    async def test_also_while_the_lease_is_in_doubt(self, stage: Stage, once_only: Resident) -> None:
+        await answered("a")
+        stage.fit = False
+        stage.commit()
+        once_only.leave()
+        turn, state = stage.commit()
+        assert ([entry.kind for entry in turn.entries], state) == ([INTERRUPTED], "released")
+
+    async def test_cut_off_after_it_began_nobody_knows(self, stage: Stage, once_only: Resident) -> None:
+        await answered("a")
+        stage.commit()
+        await until(lambda: calls == ["a", "b"])
+        once_only.release()
+        turn, state = stage.commit()
+        assert (turn.entries, state) == ([], "released")
+
+
+whose: ContextVar[str] = ContextVar("whose", default="nobody's")
+
+
+@activity("once", crash="fail")
+def once(name: str) -> Result[int, Interrupted]: ...
