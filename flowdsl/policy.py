@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast, get_args
 
 from attrs import field, frozen
 
-from flowdsl.errors import DefinitionError
+from flowdsl.errors import DefinitionError, TooLarge
 
 Duration: TypeAlias = timedelta | str
 Time: TypeAlias = timedelta | str | datetime
@@ -58,8 +58,9 @@ class Retry:
     """Which failures are worth another try, how many tries there are in all, and how long to wait between them.
 
     Defects and time-outs are always tried again; of the declared failures those that `on` picks: types, or a predicate over the failure.
-    A failure's own field `retry_after: timedelta` lengthens the wait. `attempts` counts the first try and tries cut short by a crash;
-    None means no limit. `jitter` adds up to that share of the wait, drawn from execution, step and attempt: the same on every replay.
+    A failure or an exception with a `retry_after: timedelta`, and `RetryAfter`, lengthen the wait; `GiveUp` is never tried again. `attempts`
+    counts the first try and tries cut short by a crash; None means no limit. `jitter` adds up to that share of the wait, drawn from execution,
+    step and attempt: the same on every replay.
     """
 
     kind: Literal["exponential", "linear", "constant"]
@@ -146,24 +147,63 @@ DEFAULT_RETRY = Retry.exponential("1s", maximum="100s", attempts=5)
 """What an activity without `retry=` gets: five attempts for defects and time-outs; declared failures are answers, not retried."""
 
 
+Apart: TypeAlias = Literal["tenant", "workflow"]
+
+
 @frozen
 class RateLimit:
-    """At most `limit` calls in `per`, over all workers that share `name`."""
+    """`limit` calls in each `per`, evenly, over all workers that share `name`; after a rest up to `burst` of them at once (else `limit`).
+
+    So at most `burst + limit` begin in any `per`. 0 stops them. `each="tenant"` or `each="workflow"`: every one of those has the limit for itself.
+    """
 
     name: str
     limit: int
     per: timedelta = field(converter=duration)
+    burst: int | None = field(default=None, kw_only=True)
+    each: Apart | None = field(default=None, kw_only=True)
+
+    def __attrs_post_init__(self) -> None:
+        _check_budget(self)
+        if self.per <= timedelta():
+            raise DefinitionError(f"RateLimit {self.name!r}", "per is no time at all", 'Write how long, as in RateLimit("source", 100, "1m")')
+        if self.burst is not None and not _counts(self.burst, 1):
+            raise DefinitionError(f"RateLimit {self.name!r}", f"burst={self.burst!r}", "At least one call at a time can be let through")
 
 
 @frozen
 class Concurrency:
-    """At most `limit` calls at a time, over all workers that share `name`."""
+    """At most `limit` calls at a time, over all workers that share `name`.
+
+    0 stops them. `each="tenant"` or `each="workflow"`: every one of those has the limit for itself.
+    """
 
     name: str
     limit: int
+    each: Apart | None = field(default=None, kw_only=True)
+
+    def __attrs_post_init__(self) -> None:
+        _check_budget(self)
 
 
 Budget: TypeAlias = RateLimit | Concurrency
+
+
+def _check_budget(budget: Budget) -> None:
+    kind, name = type(budget).__name__, cast("object", budget.name)
+    if not isinstance(name, str) or not name or not name.isprintable() or len(name) > 200:
+        raise DefinitionError(f"{kind} {name!r}", "its name is not 1 to 200 printable characters", "Workers share a limit by its name")
+    if not _counts(budget.limit, 0):
+        raise DefinitionError(f"{kind} {name!r}", f"limit={budget.limit!r}", f"A limit is a whole number from 0 (stopped) to {_MOST}")
+    if budget.each not in (None, *get_args(Apart)):
+        raise DefinitionError(f"{kind} {name!r}", f"each={budget.each!r}", 'Use each="tenant", each="workflow", or leave it out')
+
+
+def _counts(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= _MOST
+
+
+_MOST = 2**31 - 1
 
 
 @frozen
@@ -177,3 +217,23 @@ class Policies:
     budget: tuple[Budget, ...] = ()
     crash: Literal["retry", "fail"] = "retry"
     transactional: bool = False
+
+
+@frozen
+class Limits:
+    """How large, in bytes as they are recorded, what is passed around may be.
+
+    A larger input is refused at the call, before anything of it is done; a larger answer or failure is recorded as a defect in its place, and not
+    tried again; larger details of a heartbeat are refused where they are given.
+    """
+
+    request: int = 2 << 20
+    answer: int = 64 << 20
+    heartbeat: int = 64 << 10
+
+
+def within(limit: int, what: str, body: bytes) -> bytes:
+    """What was encoded, if it is not too large. Raises `TooLarge`."""
+    if len(body) > limit:
+        raise TooLarge(what, len(body), limit)
+    return body

@@ -9,6 +9,7 @@ from attrs import frozen
 
 from flowdsl import (
     Child,
+    Concurrency,
     Done,
     Exit,
     Failure,
@@ -19,6 +20,7 @@ from flowdsl import (
     Result,
     Retry,
     Round,
+    Schedule,
     Skipped,
     Steps,
     Success,
@@ -412,7 +414,21 @@ def wrong_policies() -> None:
     Retry.exponential(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     Retry.constant("1s", on=(NotFound("a"),))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     activity("typing.crash", crash="again")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Concurrency("source", 4, each="user")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     activity("typing.budget", budget=("source",))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     workflow("typing.reuse", reuse="again")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     workflow("typing.key", key=lambda: "a")  # type: ignore[arg-type, misc]  # pyright: ignore[reportArgumentType]
     audit(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+# Schedules
+
+
+def wrong_schedules() -> None:
+    Schedule.cron("0 3 * * *", sync, "a", id="a")  # type: ignore[misc]  # pyright: ignore[reportArgumentType]
+    Schedule.every("15m", sync, Page("a", 1), id="a")  # type: ignore[misc]  # pyright: ignore[reportArgumentType]
+    Schedule.every("15m", fetch_page, PageRequest("a"), id="a")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Schedule.every("15m", sync, PageRequest("a"))  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    Schedule.every(15, sync, PageRequest("a"), id="a")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Schedule.every("15m", sync, PageRequest("a"), id="a", overlap="both")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Schedule.every("15m", sync, PageRequest("a"), id="a", catch_up="two")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

@@ -35,6 +35,7 @@ from flowdsl import (
     Result,
     Retry,
     Round,
+    Schedule,
     Signal,
     Skipped,
     Status,
@@ -64,6 +65,7 @@ from flowdsl import (
     random,
     report,
     saga,
+    scheduled_for,
     signal,
     sleep,
     this_attempt,
@@ -688,3 +690,15 @@ def policies() -> None:
     assert_type(RateLimit("source", 100, "1m"), RateLimit)
     assert_type(RateLimit(name="source", limit=100, per=timedelta(minutes=1)), RateLimit)
     assert_type(Concurrency("source", limit=4), Concurrency)
+    assert_type(RateLimit("source", 100, "1m", burst=10, each="tenant"), RateLimit)
+    assert_type(Concurrency("source", 4, each="workflow"), Concurrency)
+
+
+# Schedules
+
+
+def schedules(me: Execution) -> None:
+    assert_type(Schedule.cron("0 3 * * *", no_key, "a", id="a", zone="Europe/Berlin", overlap="queue", catch_up="one", within="1d"), Schedule)
+    assert_type(Schedule.every(timedelta(minutes=15), sync, PageRequest("a"), id="a", jitter="1m", tenant="acme"), Schedule)
+    assert_type(Deployment([no_key], schedules=[Schedule.every("15m", no_key, "a", id="a")]), Deployment)
+    assert_type(scheduled_for(me), datetime | None)
