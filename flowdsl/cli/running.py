@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from flowdsl.binding import Deployment
     from flowdsl.definition import Workflow
     from flowdsl.postgres.store import NewStart, Store, Summary
+    from flowdsl.postgres.worker import Tuning
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -97,7 +98,7 @@ async def _run(
         if known is not None and known.status == "succeeded":
             await _compare(store, known.id, definition, request)
             return _report(known, as_json)
-        tuning = Tuning(lease=lease)
+        tuning = Tuning(lease=lease, schedules=False)
         async with Worker(deployment, store, tuning) as worker:
             resumes = known is not None and known.status not in ENDED
             id = known.id if known is not None and resumes else await worker.start(definition, request, key=key)
@@ -226,18 +227,22 @@ def _wish(definition: Workflow[Any, Any, Any], request: Any, key: str | None) ->
 @DEPLOYMENT
 @click.option("--processes", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="One that dies is started again.")
 @_lease(10.0)
+@click.option(
+    "--grace", type=click.FloatRange(min=0), default=10.0, show_default=True, metavar="SECONDS", help="For running activities, at the stop."
+)
 @click.option("--embedded", is_flag=True, help="Allow the embedded Postgres, should no database be named.")
 @DATABASE
 @JSON
 @LOGS
-def worker(deployment: str, processes: int, lease: float, embedded: bool, database: str | None, as_json: bool) -> None:
+def worker(deployment: str, processes: int, lease: float, grace: float, embedded: bool, database: str | None, as_json: bool) -> None:
     """Works on executions until it is told to stop.
 
-    SIGTERM or Ctrl-C: it claims nothing more, lets running activities finish for up to 10 s, and lets go of the rest for others. The same
-    signal again stops it at once.
+    SIGTERM or Ctrl-C: it claims nothing more, lets running activities finish for the grace period, and lets go of the rest for others. The
+    same signal again stops it at once. With --processes N a parent does that for all of them.
     """
     from flowdsl.postgres.choice import named
     from flowdsl.postgres.schema import migrate
+    from flowdsl.postgres.worker import Tuning
 
     if as_json:
         only_json()
@@ -252,28 +257,31 @@ def worker(deployment: str, processes: int, lease: float, embedded: bool, databa
 
     with database_of(database) as choice:
         if processes == 1:
-            awaited(_work(loaded, choice.dsn, lease, deployment), fast=True)
+            awaited(_work(loaded, choice.dsn, Tuning(lease=lease, grace=grace), deployment), fast=True)
             restarts = 0
         else:
-            from flowdsl.cli.supervision import supervise
+            from flowdsl.cli.supervision import STOPPING, supervise
 
             awaited(prepared(choice.dsn))  # what is wrong is told once, before there are children
-            command = [sys.executable, "-m", "flowdsl", *log_options(), "worker", deployment, "--lease", str(lease)]
+            command = [sys.executable, "-m", "flowdsl", *log_options(), "worker", deployment, "--lease", str(lease), "--grace", str(grace)]
             # By the environment: a password on a command line can be read by every user of the machine.
             settings = {**os.environ, "FLOWDSL_DATABASE_URL": choice.dsn, _SUPERVISOR: str(os.getpid())}
-            restarts = supervise(command, settings, processes)
+            restarts = supervise(command, settings, processes, patience=grace + STOPPING)
     if as_json:
         emit({"status": "stopped", "processes": processes, "restarts": restarts})
 
 
-async def _work(deployment: Deployment, dsn: str, lease: float, name: str) -> int:
+async def _work(deployment: Deployment, dsn: str, tuning: Tuning, name: str) -> int:
     import asyncio
 
-    from flowdsl.postgres.worker import Tuning, opened
+    from flowdsl.cli.supervision import name_process
+    from flowdsl.postgres.worker import opened
 
     supervisor = int(os.environ.get(_SUPERVISOR) or 0)
     stop = Stop(ignore_interrupt=bool(supervisor))
-    async with opened(deployment, dsn, Tuning(lease=lease)) as one:
+    if supervisor:
+        name_process()
+    async with opened(deployment, dsn, tuning) as one:
         aside(f"worker {one.id}, process {os.getpid()}: works on {name} ({', '.join(deployment.names)})")
         while not stop.code and (not supervisor or os.getppid() == supervisor):
             with suppress(TimeoutError):

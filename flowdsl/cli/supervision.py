@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import time
@@ -13,8 +14,8 @@ from flowdsl.cli.edge import aside
 
 _STEADY = 5.0
 """Seconds after which a process has proved that it can live."""
-_PATIENCE = 25.0
-"""Seconds that the processes get to stop: their own grace period, and some for saying goodbye."""
+STOPPING = 15.0
+"""Seconds that the processes get to stop, beside their own grace period: for saying goodbye to a store that is slow."""
 
 
 @define
@@ -26,7 +27,7 @@ class _Seat:
     """When it is started again; None while the process lives."""
 
 
-def supervise(command: Sequence[str], environment: Mapping[str, str], processes: int) -> int:
+def supervise(command: Sequence[str], environment: Mapping[str, str], processes: int, *, patience: float) -> int:
     """Runs so many until SIGTERM or SIGINT, then stops them; a second signal kills them. Gives how often one was started again."""
     told = 0
 
@@ -53,19 +54,29 @@ def supervise(command: Sequence[str], environment: Mapping[str, str], processes:
                 seat.due = now + seat.pause
                 aside(f"worker process {seat.process.pid} {_how(seat.process.returncode)}; another is started in {seat.pause:g} s")
         time.sleep(0.1)
-    _stop([seat.process for seat in seats], lambda: told > 1)
+    _stop([seat.process for seat in seats if seat.due is None], patience, lambda: told > 1)
     return restarts
 
 
-def _stop(processes: Sequence[subprocess.Popen[bytes]], at_once: Callable[[], bool]) -> None:
+def _stop(processes: Sequence[subprocess.Popen[bytes]], patience: float, at_once: Callable[[], bool]) -> None:
     for one in processes:
         one.terminate()
-    until = time.monotonic() + _PATIENCE
+    until = time.monotonic() + patience
     while any(one.poll() is None for one in processes):
         if time.monotonic() > until or at_once():
             for one in processes:
                 one.kill()
         time.sleep(0.05)
+
+
+def name_process() -> None:
+    """Each line that this process logs says which of several it is."""
+    import structlog
+
+    def named(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        return {**event, "process": os.getpid()}
+
+    structlog.configure(processors=[named, *structlog.get_config()["processors"]])
 
 
 def _how(code: int) -> str:

@@ -61,7 +61,7 @@ async def look_for(worker: Worker, resident: Resident, children: tuple[str, ...]
             resident.feed(lambda child=child, exit=exit: resident.activation.found(child, exit, worker.upper()))  # type: ignore[misc]
         elif parent != resident.id:
             resident.strangers = True
-    resident.go()
+    resident.looked()
 
 
 def _tenant(resident: Resident) -> str:

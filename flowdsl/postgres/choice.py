@@ -75,5 +75,6 @@ def choose(said: str | None = None) -> Generator[Choice]:
     from flowdsl.postgres.embedded import start
 
     with start() as server:
+        server.watch()
         why = "nothing names another: no --database, no FLOWDSL_DATABASE_URL, no [database] url in a flowdsl.toml here, no PGHOST or PGSERVICE"
         yield Choice(server.dsn, f"embedded, data in {server.data}", why, "FLOWDSL_STATE_DIR", embedded=True)

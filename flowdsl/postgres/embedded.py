@@ -15,6 +15,7 @@ import signal
 import socket
 import struct
 import subprocess
+import threading
 import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
@@ -40,6 +41,8 @@ _SETTINGS: Mapping[str, str] = {
     "timezone": "UTC",
     "log_timezone": "UTC",
 }
+_GLANCE = 0.3
+"""Seconds between two glances at whether the server lives."""
 _FAST: Mapping[str, str] = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
 
 
@@ -52,6 +55,7 @@ class Server:
     socket: Path
     _place: _Place = field(repr=False)
     _users: int | None = field(repr=False)
+    _settings: Mapping[str, str] = field(repr=False)
 
     def release(self) -> None:
         """Lets go of it; the last user stops it cleanly. To call it again changes nothing."""
@@ -65,6 +69,19 @@ class Server:
                 fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 _stop(self._place)
             os.close(users)
+
+    def watch(self) -> None:
+        """From now on, until `release`, a server that has died is started again: of all who use it, whoever sees it first does so."""
+        threading.Thread(target=self._watch, name="flowdsl-embedded", daemon=True).start()
+
+    def _watch(self) -> None:
+        while self._users is not None:
+            time.sleep(_GLANCE)
+            if _has_postmaster(self._place):
+                continue
+            with suppress(EmbeddedPostgresError, OSError), _locked(self._place.base / "start.lock"):
+                if self._users is not None and _answer(self.socket, "postgres") is not True:
+                    _start(self._place, self._settings)
 
     def __enter__(self) -> Server:
         return self
@@ -119,17 +136,18 @@ def start(state_dir: Path | None = None, *, durable: bool = True, settings: Mapp
     """
     place = _place(state_dir or _state_dir())
     users = os.open(place.base / "users.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    chosen = {**_SETTINGS, **({} if durable else _FAST), **(settings or {})}
     try:
         fcntl.flock(users, fcntl.LOCK_SH)
         with _locked(place.base / "start.lock"):
             if _answer(place.socket, "postgres") is not True:
                 _make_data(place)
-                _start(place, {**_SETTINGS, **({} if durable else _FAST), **(settings or {})})
+                _start(place, chosen)
             _make_database(place)
     except BaseException:
         os.close(users)
         raise
-    server = Server(f"postgresql://postgres@/{DATABASE}?host={quote(str(place.socket), safe='/')}", place.data, place.socket, place, users)
+    server = Server(f"postgresql://postgres@/{DATABASE}?host={quote(str(place.socket), safe='/')}", place.data, place.socket, place, users, chosen)
     atexit.register(server.release)
     return server
 
@@ -323,6 +341,13 @@ def _clear_stale(place: _Place) -> None:
     for stale in (file, place.socket / ".s.PGSQL.5432", place.socket / ".s.PGSQL.5432.lock"):
         with suppress(OSError):
             stale.unlink()
+
+
+def _has_postmaster(place: _Place) -> bool:
+    try:
+        return _is_postgres(int((place.data / "postmaster.pid").read_text().split()[0]))
+    except (OSError, ValueError, IndexError):
+        return False
 
 
 def _is_postgres(pid: int) -> bool:

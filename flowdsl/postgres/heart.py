@@ -13,8 +13,12 @@ from attrs import frozen
 
 from flowdsl.errors import FlowError
 from flowdsl.postgres.store import connect
+from flowdsl.postgres.watch import LoopWatch
 
 log = structlog.get_logger("flowdsl")
+
+STUCK = 5.0
+"""Seconds for which a loop may be blocked at the least, however short the lease: a machine that is merely busy is not taken for stuck."""
 
 
 @frozen
@@ -34,10 +38,14 @@ class Heart:
         self._reading = Reading(datetime.now(UTC), time.monotonic() - 3600, time.monotonic() - 3600)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._main, name="flowdsl-heart", daemon=True)
-        self.gone = False
+        self._watch: LoopWatch | None = None
+        self.gone = self.lost = False
+        """Whether it was declared gone; whether the store has forgotten its last heartbeat."""
 
     def start(self, reading: Reading) -> None:
+        """To be called in the worker's own loop: it is watched from now on."""
         self._reading = reading
+        self._watch = LoopWatch(asyncio.get_running_loop(), threading.get_ident())
         self._thread.start()
 
     def stop(self) -> None:
@@ -60,16 +68,41 @@ class Heart:
     def _main(self) -> None:
         asyncio.run(self._beat())
 
+    async def forgotten(self, connection: Any) -> bool:
+        """Whether the store does not know of our last heartbeat: then it is an older state of it, whatever its log says."""
+        acknowledged = self._reading.store  # before asking: the next beat may be acknowledged meanwhile
+        beat = await connection.fetchval("select beat from flowdsl.workers where id = $1", self._worker)
+        return beat is None or beat < acknowledged
+
+    @property
+    def _stuck(self) -> bool:
+        """Whether its loop has been blocked past the lease: then nothing here will ever end, and others are to have it."""
+        return self._watch is not None and self._watch.blocked > max(self._lease, STUCK)
+
+    async def _look(self) -> None:
+        while self._watch is not None:
+            self._watch.look()
+            await asyncio.sleep(0.25)
+
     async def _beat(self) -> None:
         connection: Any = None
+        looking = asyncio.create_task(self._look(), name="flowdsl-watch")
         while not self._stop.is_set() and not self.gone:
+            if self._stuck:
+                log.error("worker.stuck", worker=self._worker, hint="its loop is blocked past the lease: others take over what it has")
+                while self._stuck and not self._stop.is_set():
+                    await asyncio.sleep(0.1)
+                continue
             try:
                 if connection is None:
                     connection = await connect(self._dsn)
+                    if await self.forgotten(connection):
+                        self.gone = self.lost = True
+                        break
                 sent = time.monotonic()
                 async with asyncio.timeout(self._lease / 3):
                     store = await connection.fetchval(
-                        "update flowdsl.workers set beat = clock_timestamp() where id = $1 and not gone returning clock_timestamp()", self._worker
+                        "update flowdsl.workers set beat = clock_timestamp() where id = $1 and not gone returning beat", self._worker
                     )
                 if store is None:
                     self.gone = True
@@ -85,5 +118,6 @@ class Heart:
                 if self._stop.is_set():
                     break
                 await asyncio.sleep(min(self._lease / 5, 1.0) / 10)
+        looking.cancel()
         if connection is not None:
             connection.terminate()

@@ -11,11 +11,11 @@ from typing import Any, cast
 import asyncpg
 
 from flowdsl.errors import StoreError
-from flowdsl.postgres.store import Connection, connect, refused
+from flowdsl.postgres.connection import Connection, connect, refused
 
 FLOOR = 150000
 _OURS = cast("Any", files("flowdsl.postgres"))
-_FUNCTIONS = "flowdsl/functions"
+FUNCTIONS = "flowdsl/functions"
 
 
 async def migrate(dsn: str, folders: Iterable[Path] = ()) -> list[str]:
@@ -31,8 +31,8 @@ async def migrate(dsn: str, folders: Iterable[Path] = ()) -> list[str]:
             raise StoreError(f"PostgreSQL {version // 10000} is too old", "Use PostgreSQL 15 or newer")
         found = list(_numbered("flowdsl", _OURS / "migrations"))
         applied = [name for name, text in found if await _apply(connection, name, text)]
-        if not await _newer(connection, {name for name, _ in found}) and await _apply(connection, _FUNCTIONS, _functions(), again=True):
-            applied.append(_FUNCTIONS)
+        if not await _newer(connection, {name for name, _ in found}) and await _apply(connection, FUNCTIONS, _functions(), again=True):
+            applied.append(FUNCTIONS)
         for folder in folders:
             applied += [name for name, text in _numbered(folder.name, folder) if await _apply(connection, name, text)]
         return applied
@@ -48,9 +48,14 @@ async def pending_migrations(connection: Connection) -> list[str]:
     known = {row["name"]: row["checksum"] for row in await connection.fetch("select * from flowdsl.migrations")} if exists else dict[str, str]()
     ours = [name for name, _ in _numbered("flowdsl", _OURS / "migrations")]
     missing = [name for name in ours if name not in known]
-    if not missing and known.get(_FUNCTIONS) != _checksum(_functions()) and not await _newer(connection, set(ours)):
-        missing.append(_FUNCTIONS)
+    if not missing and known.get(FUNCTIONS) != _checksum(_functions()) and not await _newer(connection, set(ours)):
+        missing.append(FUNCTIONS)
     return missing
+
+
+def newest_migration() -> str:
+    """The last of our migrations that this code knows."""
+    return max(name for name, _ in _numbered("flowdsl", _OURS / "migrations"))
 
 
 def _numbered(owner: str, folder: Any) -> list[tuple[str, str]]:
@@ -98,4 +103,4 @@ async def _apply(connection: Connection, name: str, text: str, *, again: bool = 
         return True
 
 
-__all__ = ["FLOOR", "migrate", "pending_migrations"]
+__all__ = ["FLOOR", "FUNCTIONS", "migrate", "newest_migration", "pending_migrations"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any, Literal, cast
@@ -115,6 +115,8 @@ class Store:
         """The server as it was last met."""
         self.relied_on = False
         """Whether somebody keeps in memory what the server said: then another one, or an older state of it, is refused."""
+        self.remembers: Callable[[Connection], Awaitable[str | None]] | None = None
+        """A further test by who relies on it: what the server has forgotten, or None."""
         self.strayed: str | None = None
         """Why a connection was refused: what is kept in memory is worth nothing then."""
 
@@ -123,7 +125,11 @@ class Store:
         """Raises `StoreError` when the database cannot be reached."""
         await (await connect(dsn)).close()
         met: list[Store] = []
-        store = cls(dsn, await open_pool(dsn, size=size, command_timeout=60, init=lambda new: met[0].meet(new)), await pooled(dsn))
+
+        async def meet(connection: Connection) -> None:
+            await met[0].meet(connection)
+
+        store = cls(dsn, await open_pool(dsn, size=size, command_timeout=60, init=meet), await pooled(dsn))
         met.append(store)
         return store
 
@@ -132,6 +138,8 @@ class Store:
         before = self.server  # of connections that open at once the later answer may be the older one
         server = await server_of(connection)
         why = server.lost_since(before) if before is not None and self.relied_on else None
+        if why is None and self.remembers is not None:
+            why = await self.remembers(connection)
         if why is not None:
             self.strayed = why
             raise StoreError(f"not the server that was relied on: {why}", "Nothing is to do: the worker begins anew")
@@ -175,7 +183,10 @@ class Store:
     async def start(self, wishes: Sequence[NewStart]) -> list[Started]:
         """Starts executions, in one statement. To repeat it changes nothing."""
         columns = zip(
-            *((w.id, w.tenant, w.workflow, w.version, w.scope, w.key, w.reuse, w.request, w.parent, w.parent_step, w.detached, w.terminates) for w in wishes),
+            *(
+                (w.id, w.tenant, w.workflow, w.version, w.scope, w.key, w.reuse, w.request, w.parent, w.parent_step, w.detached, w.terminates)
+                for w in wishes
+            ),
             strict=True,
         )
         rows = await self.again(

@@ -12,6 +12,7 @@ from flowdsl import Deployment, Execution
 from flowdsl.activation import Activation, live_entries
 from flowdsl.journal import CHECKPOINT, OPERATOR, Entry
 from flowdsl.postgres import store
+from flowdsl.postgres.deep import look
 
 EXITS = (1, 2, 3)
 ENDED = ("succeeded", "failed", "cancelled")
@@ -32,7 +33,8 @@ async def check(connection: asyncpg.Connection, deployment: Deployment) -> list[
         counted = rows[str(row["execution"])]["mail"]
         if max(row["seqs"]) > counted:
             wrong.append(f"{row['execution']}: mail {row['seqs']} beyond the count {counted}")
-    return wrong
+    report = await look(connection, deployment, limit=1_000_000)
+    return wrong + [str(finding) for finding in report.findings]
 
 
 def of_journal(rows: list[Any]) -> list[str]:
@@ -83,7 +85,8 @@ def refold(deployment: Deployment, row: Any, entries: list[Entry]) -> bytes | st
     """The exit that a fresh fold of a finished journal gives; what is open else."""
     parent = None if row["parent"] is None else str(row["parent"])
     execution = Execution(str(row["id"]), row["tenant"], row["workflow"], row["key"], parent, row["started"])
-    activation = Activation(execution, deployment.workflow(row["workflow"]), row["request"], deployment.workflow)
+    workflow, definitions = deployment.workflow(row["workflow"], row["version"]), deployment.definitions(row["workflow"], row["version"])
+    activation = Activation(execution, workflow, row["request"], definitions)
     activation.begin(entries, [], entries[-1].at if entries else row["started"])
     turn = activation.take_turn()
     new = [entry for entry in turn.entries if entry.kind != CHECKPOINT]

@@ -318,6 +318,13 @@ class TestCancelsOfChildren:
             assert await send(connection, owner, turn(one, state=state, entries=entries(0), children=children, cancels=[scope])) == ["done"]
             assert [len(await scene.mailbox(id)) for id in (inside, free, outside)] == [1, 0, 0 if scope else 1]
 
+    async def test_mail_to_a_child_of_the_same_turn_reaches_it(self, scene: Scene) -> None:
+        owner, connection = await scene.worker(), await scene.connection()
+        one, id = await scene.execution(owner), an_id()
+        assert await send(connection, owner, turn(one, entries=entries(0), children=[child(id, "0")], mails=[mail(id)])) == ["done"]
+        assert [one.kind for one in await scene.mailbox(id)] == ["signal"]
+        assert await scene.count("unmatched") == 0
+
     async def test_a_turn_that_is_left_out_cancels_nobody(self, scene: Scene) -> None:
         zombie, owner, connection = await scene.worker(), await scene.worker(), await scene.connection()
         one = await scene.execution(owner, epoch=2)
@@ -867,7 +874,7 @@ class TestPlans:
             " case when n % 2 = 1 then now() + interval '1 day' end from generate_series(1, 10000) n"
         )
         await scene.watcher.execute("analyze flowdsl.executions")
-        due = "select x.id from flowdsl.executions x where x.owner is null and x.wake <= clock_timestamp() and x.workflow = any('{w}') order by x.wake limit 9 for update skip locked"
+        due = "select x.id from flowdsl.executions x where x.owner is null and x.wake <= clock_timestamp() and x.status <> 'blocked' and x.workflow = any('{w}') order by x.wake limit 9 for update skip locked"
         ours = "select x.id from flowdsl.executions x where x.owner = gen_random_uuid()"
         orphans = "select c.id from flowdsl.executions c where c.parent = gen_random_uuid() and starts_with(c.parent_step, '1.')"
         for query in (due, ours, orphans):

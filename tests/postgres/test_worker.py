@@ -823,7 +823,7 @@ class TestOwnership:
             await held.start()
             await blocker.execute("insert into flowdsl.journal values ($1, 0, 0, 1, now(), '9', 'x', '', 'null', null)", id)  # the position is held
             stage.open_gate("a", Success("old"))
-            await eventually(lambda: worker._committer.has(id), "the turn is under way")
+            await eventually(lambda: worker.committer.has(id), "the turn is under way")
             stage.scripts["a"] = lambda _: Success("new")
             worker.residents[id].drop()
             await asyncio.sleep(0.3)
@@ -862,7 +862,7 @@ class TestOwnership:
             id = await dying.start(steps, "abc")
             await stage.at_gate("b")
             stage.gates.pop("b")
-            dying._heart.stop()  # as if the process were frozen
+            dying.heart.stop()  # as if the process were frozen
             dying._stopping = True
             survivor.tuning = dying.tuning
             await stage.at_gate("b")

@@ -1,0 +1,78 @@
+"""Starts: those that come together go out together, and what nobody else can have begins where it was asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from flowdsl.postgres.store import NewStart, Started, refuses
+
+if TYPE_CHECKING:
+    from flowdsl.postgres.worker import Worker
+
+
+def new_id() -> str:
+    """An id that sorts by the time it was made."""
+    stamp = (time.time_ns() // 1_000_000).to_bytes(6, "big")
+    return str(UUID(bytes=stamp + os.urandom(10)))
+
+
+AT_ONCE = 1000
+"""Starts in one statement."""
+
+
+class Starts:
+    """The starts of one worker's process."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._wishes: list[tuple[NewStart, asyncio.Future[Started]]] = []
+        self.beginning: set[str] = set()
+        """Those that the store may say are ours before memory knows them."""
+
+    async def one(self, wish: NewStart) -> Started:
+        """What became of a wish, once it is durable."""
+        told: asyncio.Future[Started] = asyncio.get_running_loop().create_future()
+        self._wishes.append((wish, told))
+        if len(self._wishes) == 1:
+            self._worker.spawn(self._all())
+        return await told
+
+    async def _all(self) -> None:
+        await asyncio.sleep(0)
+        wishes, self._wishes = self._wishes, []
+        for first in range(0, len(wishes), AT_ONCE):
+            await self._these(wishes[first : first + AT_ONCE])
+            self._worker.kick()
+
+    async def _these(self, wishes: list[tuple[NewStart, asyncio.Future[Started]]]) -> None:
+        try:
+            outcomes = await self._outcomes([wish for wish, _ in wishes])
+        except Exception as error:
+            if len(wishes) > 1 and refuses(error):  # of one of them: not the others' fault
+                for one in wishes:
+                    await self._these([one])
+                return
+            for _, told in wishes:
+                if not told.done():
+                    told.set_exception(error)
+            return
+        for (_, told), outcome in zip(wishes, outcomes, strict=True):
+            if not told.done():
+                told.set_result(outcome)
+
+    async def _outcomes(self, wishes: list[NewStart]) -> list[Started]:
+        """What has no key cannot be another's: it begins here, without a claim, as long as there is room."""
+        worker = self._worker
+        if not worker.has_room or any(wish.key or wish.parent for wish in wishes):
+            return await worker.store.start(wishes)
+        ids = {wish.id for wish in wishes}
+        self.beginning |= ids
+        try:
+            await worker.intake.take(await worker.store.begin(worker.id, wishes))
+        finally:
+            self.beginning -= ids
+        return [Started(wish.id, "new", "running") for wish in wishes]
