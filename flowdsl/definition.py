@@ -136,7 +136,7 @@ class _Declare:
 
     def __call__(self, contract: Callable[[I], Result[A, E]]) -> Activity[I, A, E]:
         declared = Activity(self._name, contract, self._policies)
-        with suppress(NameError):  # a class that is defined further down: checked again when a deployment is put together
+        with suppress(NameError, ValueError):  # a name that is defined further down: checked again when a deployment is put together
             check_activity(declared)
         return declared
 
@@ -249,7 +249,7 @@ class _Define:
             raise DefinitionError(self._name, "its body is not a generator function", "Bind at least one flow with `yield from`")
         defined = Workflow(self._name, body, self._key, self._reuse, self._version, self._priority)
         vars(defined).update({name: getattr(body, name) for name in ("__doc__", "__name__", "__qualname__", "__module__")}, __wrapped__=body)
-        with suppress(NameError):  # a class that is defined further down: checked again when a deployment is put together
+        with suppress(NameError, ValueError):  # a name that is defined further down: checked again when a deployment is put together
             check_workflow(defined)
         return defined
 

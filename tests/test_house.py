@@ -67,7 +67,10 @@ LIBRARIES = {  # which modules may know a library
     "rich": ("flowdsl.cli", "adapters"),
 }
 
-PURE = ("domains", *(f"flowdsl.{name}" for name in ("flow", "policy", "definition", "rule", "schedule", "machine", "codec", "journal", "activation", "budget")))
+PURE = (
+    "domains",
+    *(f"flowdsl.{name}" for name in ("flow", "policy", "definition", "rule", "schedule", "machine", "codec", "journal", "activation", "budget")),
+)
 IMPURE = {"time", "asyncio", "random", "structlog", "logging", "socket"}
 CLOCKS = {"datetime.datetime.now", "datetime.datetime.utcnow", "datetime.datetime.today", "datetime.date.today"}
 

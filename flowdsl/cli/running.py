@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -33,6 +33,7 @@ from flowdsl.cli.loading import load, read_input, workflow_of
 if TYPE_CHECKING:
     from flowdsl.binding import Deployment
     from flowdsl.definition import Workflow
+    from flowdsl.policy import Limits
     from flowdsl.postgres.store import NewStart, Store, Summary
     from flowdsl.postgres.worker import Tuning
 
@@ -177,8 +178,8 @@ def start(deployment: str, workflow: str, text: str | None, key: str | None, dat
     """Starts an execution for workers to take, and prints its id."""
     if as_json:
         only_json()
-    _, definition, request = _asked(deployment, workflow, text, key)
-    on_store(database, lambda store: _enqueue(store, definition, request, key, as_json))
+    loaded, definition, request = _asked(deployment, workflow, text, key)
+    on_store(database, lambda store: _enqueue(store, loaded.limits, definition, request, key, as_json))
 
 
 async def _enqueue_migrated(
@@ -189,13 +190,13 @@ async def _enqueue_migrated(
 
     await migrate(dsn, deployment.migrations)
     async with await Store.open(dsn, size=2) as store:
-        return await _enqueue(store, definition, request, key, as_json)
+        return await _enqueue(store, deployment.limits, definition, request, key, as_json)
 
 
-async def _enqueue(store: Store, definition: Workflow[Any, Any, Any], request: Any, key: str | None, as_json: bool) -> int:
+async def _enqueue(store: Store, limits: Limits, definition: Workflow[Any, Any, Any], request: Any, key: str | None, as_json: bool) -> int:
     from flowdsl.errors import Rejected
 
-    wish = _wish(definition, request, key)
+    wish = _wish(limits, definition, request, key)
     done = (await store.start([wish]))[0]
     if done.outcome == "rejected":
         raise Rejected(definition.name, wish.key or "", done.id)
@@ -210,13 +211,14 @@ async def _enqueue(store: Store, definition: Workflow[Any, Any, Any], request: A
     return 0
 
 
-def _wish(definition: Workflow[Any, Any, Any], request: Any, key: str | None) -> NewStart:
+def _wish(limits: Limits, definition: Workflow[Any, Any, Any], request: Any, key: str | None) -> NewStart:
     from flowdsl.journal import codecs_of
+    from flowdsl.policy import within
     from flowdsl.postgres.store import NewStart
     from flowdsl.postgres.worker import new_id
 
     chosen = key if key is not None else definition.key_of(request) if definition.key is not None else None
-    body = codecs_of(definition).request.encode(request)
+    body = within(limits.request, f"the input of {definition.name}", codecs_of(definition).request.encode(request))
     return NewStart(new_id(), "default", definition.name, definition.version, "", chosen, definition.reuse, body)
 
 
@@ -257,7 +259,7 @@ def worker(deployment: str, processes: int, lease: float, grace: float, embedded
 
     with database_of(database) as choice:
         if processes == 1:
-            awaited(_work(loaded, choice.dsn, Tuning(lease=lease, grace=grace), deployment), fast=True)
+            code = awaited(_work(loaded, choice.dsn, Tuning(lease=lease, grace=grace), deployment), fast=True)
             restarts = 0
         else:
             from flowdsl.cli.supervision import STOPPING, supervise
@@ -266,9 +268,10 @@ def worker(deployment: str, processes: int, lease: float, grace: float, embedded
             command = [sys.executable, "-m", "flowdsl", *log_options(), "worker", deployment, "--lease", str(lease), "--grace", str(grace)]
             # By the environment: a password on a command line can be read by every user of the machine.
             settings = {**os.environ, "FLOWDSL_DATABASE_URL": choice.dsn, _SUPERVISOR: str(os.getpid())}
-            restarts = supervise(command, settings, processes, patience=grace + STOPPING)
+            restarts, code = supervise(command, settings, processes, patience=grace + STOPPING), 0
     if as_json:
         emit({"status": "stopped", "processes": processes, "restarts": restarts})
+    sys.exit(code)
 
 
 async def _work(deployment: Deployment, dsn: str, tuning: Tuning, name: str) -> int:
@@ -283,9 +286,16 @@ async def _work(deployment: Deployment, dsn: str, tuning: Tuning, name: str) -> 
         name_process()
     async with opened(deployment, dsn, tuning) as one:
         aside(f"worker {one.id}, process {os.getpid()}: works on {name} ({', '.join(deployment.names)})")
-        while not stop.code and (not supervisor or os.getppid() == supervisor):
-            with suppress(TimeoutError):
-                async with asyncio.timeout(1 if supervisor else None):
-                    await stop.asked.wait()
-        aside(f"process {os.getpid()}: stops" if stop.code else f"process {os.getpid()}: its supervisor is gone; stops")
-    return 0
+        waits = [asyncio.create_task(event.wait()) for event in (stop.asked, one.spent)]
+        while not (stop.code or one.spent.is_set()) and (not supervisor or os.getppid() == supervisor):
+            await asyncio.wait(waits, timeout=1 if supervisor else None, return_when=asyncio.FIRST_COMPLETED)
+        for waiting in waits:
+            waiting.cancel()
+        spent = one.spent.is_set() and not stop.code
+        why = "too many of its threads never returned; " if spent else "" if stop.code else "its supervisor is gone; "
+        aside(f"process {os.getpid()}: {why}stops")
+    code = 75 if spent else 0  # EX_TEMPFAIL: a process that begins anew has its threads again
+    if one.hands.left_behind:
+        sys.stderr.flush()
+        os._exit(code)  # what ignores its cancellation would be waited for, for ever
+    return code

@@ -14,7 +14,7 @@ from flowdsl.errors import StoreError
 
 Connection = Any  # asyncpg ships no complete types
 
-_OPENING = 10.0
+_OPENING = 10
 _NAME = "flowdsl"
 _found: dict[str, bool] = {}
 """Of each URL: whether a pooler answers there. Looked at once a process."""

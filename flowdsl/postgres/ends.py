@@ -43,7 +43,7 @@ class Ends:
                 summary = await self._store.summary(id)
                 if summary.status in ENDED:
                     self._awaited.pop(id, None)
-                    return decode_exit(self._deployment.workflow(summary.workflow), summary.exit or b"")
+                    return decode_exit(self._deployment.workflow(summary.workflow, summary.version), summary.exit or b"")
                 if summary.status == "blocked":
                     self._awaited.pop(id, None)
                     raise StoreError(f"execution {id} is blocked: {summary.cause}", "See `flowdsl status` and `flowdsl journal`")

@@ -90,7 +90,7 @@ class Heart:
         while not self._stop.is_set() and not self.gone:
             if self._stuck:
                 log.error("worker.stuck", worker=self._worker, hint="its loop is blocked past the lease: others take over what it has")
-                while self._stuck and not self._stop.is_set():
+                while self._stuck and not self._stop.is_set():  # noqa: ASYNC110 (another thread sets it)
                     await asyncio.sleep(0.1)
                 continue
             try:

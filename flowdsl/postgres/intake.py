@@ -45,7 +45,7 @@ class Intake:
         names = list(worker.deployment.names)
         held = Counter(resident.activation.execution.tenant for resident in worker.residents.values())
         rows = await worker.store.pool.fetch(
-            "select * from flowdsl.claim($1, $2, $3, $4, $5, $6, $7, $8)",
+            "select * from flowdsl.claim($1, $2, $3, $4, $5, $6, $7, $8, $9)",
             worker.id,
             room,
             names,
@@ -54,6 +54,7 @@ class Intake:
             list(held),
             list(held.values()),
             self._after,
+            [f"{name}@{version}" for name, version in worker.deployment.versions],
         )
         found = [claimed(row) for row in rows]
         self._after = found[-1].tenant if found else ""

@@ -16,7 +16,8 @@ from flowdsl.postgres.store import Store
 
 FORMAT = 1
 _TABLES = {
-    "executions": "id, tenant, workflow, version, scope, key, current, status, mail, parent, parent_step, detached, request, exit, cause, started, ended",
+    "executions": "id, tenant, workflow, version, scope, key, current, status, mail, parent, parent_step, detached, terminates, request, exit,"
+    " cause, started, ended",
     "journal": "execution, position, epoch, kind, at, step, fingerprint, site, body, live::text as live",
     "mailbox": "execution, seq, kind, name, key, body",
 }
@@ -58,7 +59,8 @@ async def imported(store: Store, document: str, *, tenant: str | None = None) ->
         raise StoreError(f"this is no export of flowdsl ({type(error).__name__}: {error})", "Make one with `flowdsl export`") from error
     for row in rows["executions"]:
         row["tenant"] = tenant or row["tenant"]
-        row["epoch"] = 1  # whoever claims it loads its journal
+        epochs = [entry["epoch"] for entry in rows["journal"] if entry["execution"] == row["id"]]
+        row["epoch"] = max(epochs, default=0) + 1  # whoever claims it loads its journal
         if row["status"] in ("running", "suspended"):
             row["status"], row["cause"] = "blocked", "paused: imported"
     try:
@@ -66,8 +68,11 @@ async def imported(store: Store, document: str, *, tenant: str | None = None) ->
             for table in _TABLES:
                 for row in rows[table]:
                     await _insert(connection, table, row)
+            for row in rows["executions"]:
+                await connection.execute("select flowdsl.audited($1, $2, 'IMPORTED', $3)", row["tenant"], row["id"], b"{}")
     except asyncpg.UniqueViolationError as error:
-        raise StoreError(f"something of it is in this store already ({error.detail})", "Nothing was imported") from error
+        what = getattr(error, "detail", "")
+        raise StoreError(f"something of it is in this store already ({what})", "Nothing was imported") from error
     return [str(row["id"]) for row in rows["executions"]]
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Literal, cast
 
 import asyncpg
@@ -115,6 +116,7 @@ class Operator:
             raise NotFound("execution", id)
         elif said != "resumed":
             raise StoreError(f"execution {id} is not blocked: it is {said}", "Nothing was changed")
+        self._store.hints.tell(self._tenant, "", id)
 
     async def retry(self, id: str, reason: str = "") -> Done:
         """Does again what made it fail, be cancelled or have failing undos, and first the same for the children that it waits for.
@@ -122,15 +124,13 @@ class Operator:
         What succeeded and still stands does not run again. Raises `CannotRetry` when it has not failed or its own code decided the end.
         """
         done: list[str] = []
-        plan = await self._intervene(
-            id, lambda subject: retried(subject, by=self._by, reason=reason), "RETRIED", ("failed", "cancelled", "blocked"), done
-        )
+        plan = await self._intervene(id, partial(retried, by=self._by, reason=reason), "RETRIED", ("failed", "cancelled", "blocked"), done)
         return Done(tuple(done), plan.dropped)
 
     async def rewind(self, id: str, to: str | int, reason: str = "") -> Done:
         """Takes it back to just before a step was first answered, or to a position: from there on all is done anew, under new idempotency keys."""
         everything = ("running", "suspended", "blocked", "succeeded", "failed", "cancelled")
-        plan = await self._intervene(id, lambda subject: rewound(subject, to, by=self._by, reason=reason), "REWOUND", everything, None)
+        plan = await self._intervene(id, partial(rewound, to=to, by=self._by, reason=reason), "REWOUND", everything, None)
         return Done((id,), plan.dropped)
 
     async def fork(self, id: str, to: str | int, *, edits: Edits | None = None, paused: bool = False, reason: str = "") -> str:
@@ -149,6 +149,7 @@ class Operator:
             self._tenant, id, new, len(prefix), entry.body, _live(entry.live or ()), [one.position for one in changed],
             [one.kind for one in changed], [one.body for one in changed], paused, self._facts(reason or f"from {id} before position {len(prefix)}"),
         )  # fmt: skip
+        self._store.hints.tell(self._tenant, "", new)
         return new
 
     async def what_if(self, id: str, edits: Edits) -> Supposed:
@@ -181,13 +182,13 @@ class Operator:
         await self._store.audit(self._tenant, id, f"ASKED_TO_{kind.upper()}", self._facts(reason))
         return said
 
-    async def _intervene(self, id: str, planned: Any, event: str, allowed: Sequence[str], done: list[str] | None) -> Plan:
+    async def _intervene(self, id: str, planned: Callable[[Subject], Plan], event: str, allowed: Sequence[str], done: list[str] | None) -> Plan:
         """Plans from what the store holds and carries it out if it still holds that; else once more."""
         for attempt in range(ATTEMPTS):
             found = await self._found(id)
             if found.status not in allowed:
                 raise CannotRetry(f"execution {id} has not failed: it is {found.status}. Nothing was changed")
-            plan: Plan = planned(found.subject)
+            plan = planned(found.subject)
             if done is not None:
                 await self._retry_children(plan, event, allowed, done, planned)
             keys = await self._store.correlation_keys(id)
@@ -199,13 +200,14 @@ class Operator:
                 self._facts(plan.what.reason),
             )  # fmt: skip
             if said == "done":
+                self._store.hints.tell(self._tenant, "", id)
                 if done is not None:
                     done.append(id)
                 return plan
             await asyncio.sleep(0.05 * attempt)
         raise StoreError(f"execution {id} moves on all the time", "Pause it first (flowdsl pause), then try again")
 
-    async def _retry_children(self, plan: Plan, event: str, allowed: Sequence[str], done: list[str], planned: Any) -> None:
+    async def _retry_children(self, plan: Plan, event: str, allowed: Sequence[str], done: list[str], planned: Callable[[Subject], Plan]) -> None:
         for child in await self._store.ended_badly(plan.joins):
             if child not in done:
                 await self._intervene(child, planned, event, allowed, done)

@@ -90,6 +90,7 @@ class Summary:
     id: str
     tenant: str
     workflow: str
+    version: int
     key: str | None
     status: Stored
     parent: str | None
@@ -412,6 +413,6 @@ def _summary(row: Any) -> Summary:
         return None if row[name] is None else str(row[name])
 
     return Summary(
-        str(row["id"]), row["tenant"], row["workflow"], row["key"], row["status"], text("parent"), row["wake"], row["started"], row["ended"],
-        row["exit"], row["cause"], row["note"], row["done"], row["total"], row["entries"], text("owner"),
+        str(row["id"]), row["tenant"], row["workflow"], row["version"], row["key"], row["status"], text("parent"), row["wake"], row["started"],
+        row["ended"], row["exit"], row["cause"], row["note"], row["done"], row["total"], row["entries"], text("owner"),
     )  # fmt: skip

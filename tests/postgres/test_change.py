@@ -96,3 +96,30 @@ async def test_fifty_open_executions(stage: Stage) -> None:
             await operator.resume(id)
         assert [await worker.wait(id) for id in ids] == [Success(numbers[id]) for id in ids]
     assert Counter(stage.names) == Counter(f"{numbers[id]} four" for id in beyond), "what had been done was not done again"
+
+
+async def test_an_execution_keeps_to_the_version_that_it_began_with(stage: Stage) -> None:
+    @workflow("pinned")
+    def first(name: str) -> Steps[str, Refused]:
+        yield from go.receive()
+        return (yield from act(f"{name} first"))
+
+    @workflow("pinned", version=2)
+    def second(name: str) -> Steps[str, Refused]:
+        yield from act(f"{name} begins")
+        return (yield from act(f"{name} second"))
+
+    async with stage.worker(first) as worker:
+        id = await worker.start(first, "a")
+        await stage.becomes(id, "suspended")
+    async with stage.worker(second) as worker:
+        await stage.signal(worker, id, "go", b"1")
+        other = await worker.start(second, "b")
+        assert await worker.wait(other) == Success("b second")
+        row = await stage.row(id)
+        assert (row["status"], row["owner"]) == ("suspended", None) and row["wake"] is not None, "nobody here knows its version: it is put by"
+        assert {one.execution: one.verdict async for one in compared(worker.store, stage.deployments[-1])} == {id: "unknown"}
+    async with stage.worker(first, second) as worker:
+        assert await worker.wait(id) == Success("a first")
+        assert await worker.wait(await worker.start(second, "c")) == Success("c second")
+    await stage.check()

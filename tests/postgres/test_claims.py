@@ -150,9 +150,10 @@ class TestDraining:
         transaction = first.transaction()
         await transaction.start()
         mine = await fairly(first, one, 100)
-        theirs = await scene.blocked(second, fairly(second, other, 100))
+        await second.execute("set lock_timeout = '2s'")  # the first may be frozen while it is told what it has
+        theirs = await fairly(second, other, 100)
         await transaction.commit()
-        ids = [row["id"] for row in [*mine, *await theirs]]
+        ids = [row["id"] for row in [*mine, *theirs]]
         assert len(ids) == len(set(ids)) == 200
 
     async def test_a_claim_of_few_waits_for_nobody(self, scene: Scene) -> None:

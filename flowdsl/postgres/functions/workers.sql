@@ -1,11 +1,13 @@
 drop function if exists flowdsl.claim(uuid, integer, text[], boolean);
+drop function if exists flowdsl.claim(uuid, integer, text[], boolean, integer[], text[], integer[], text);
+drop function if exists flowdsl.fair(integer, text[], integer[], text[], integer[], text);
 
 -- Of what is due, up to `p_limit` in the order in which it is to be claimed: by priority, then tenant by tenant, counting what the worker has of each
 -- already, then by the time since which it is due. `p_priorities`: of each of `p_workflows`; `p_tenants`, `p_held`: what the worker has.
 -- For when more is due than is asked for. It skips from tenant to tenant in an index of what has no owner and a time to wake, so neither what has
 -- ended nor how much one tenant has matters; of a workflow with very many tenants it looks at 1000 on both sides of `p_after`.
 create or replace function flowdsl.fair(
-  p_limit integer, p_workflows text[], p_priorities integer[], p_tenants text[], p_held integer[], p_after text
+  p_limit integer, p_workflows text[], p_priorities integer[], p_tenants text[], p_held integer[], p_after text, p_versions text[] default null
 ) returns uuid[] language plpgsql stable set enable_seqscan = off set plan_cache_mode = force_generic_plan as $$
 declare
   now_ timestamptz := clock_timestamp();
@@ -52,6 +54,7 @@ begin
           cross join lateral (
             select x.id, x.wake from flowdsl.executions x
              where x.owner is null and x.workflow = pair.workflow and x.tenant = pair.tenant and x.wake <= now_
+               and (p_versions is null or x.workflow || '@' || x.version = any(p_versions))
              order by x.wake limit deep) d
           left join (select u.tenant, u.held from unnest(p_tenants, p_held) as u(tenant, held)) h on h.tenant = pair.tenant)
       select array_agg(one.id order by one.turn, one.wake, one.id), (select coalesce(max(due.depth), 0) = deep from due) into level, full_
@@ -65,12 +68,12 @@ begin
   return chosen;
 end $$;
 
--- Up to `p_limit` executions that are due, or whose owner is gone. When more is due than is asked for, they are taken fairly (see above), by one worker
--- at a time: two that choose at once would choose the same. After the second death without an entry in between an execution is taken alone, so that
+-- Up to `p_limit` executions that are due, or whose owner is gone, of the versions that the worker knows ("name@1"). When more is due than is asked for, they are taken fairly (see above). After the second death without an entry in between an execution is taken alone, so that
 -- its neighbours are not blamed for the third, which blocks it.
 create or replace function flowdsl.claim(
   p_worker uuid, p_limit integer, p_workflows text[], p_suspect boolean,
-  p_priorities integer[] default '{}', p_tenants text[] default '{}', p_held integer[] default '{}', p_after text default ''
+  p_priorities integer[] default '{}', p_tenants text[] default '{}', p_held integer[] default '{}', p_after text default '',
+  p_versions text[] default null
 ) returns table (
   id uuid, tenant text, workflow text, version integer, scope text, key text, parent uuid, parent_step text, detached boolean, epoch integer,
   deaths integer, mail integer, request bytea, started timestamptz, taken_over boolean, blocked boolean
@@ -84,18 +87,22 @@ begin
     return;
   end if;
   perform 1 from flowdsl.executions x
-    where x.owner is null and x.wake <= clock_timestamp() and x.status <> 'blocked' and x.workflow = any(p_workflows) order by x.wake offset p_limit limit 1;
+    where x.owner is null and x.wake <= clock_timestamp() and x.status <> 'blocked' and x.workflow = any(p_workflows)
+      and (p_versions is null or x.workflow || '@' || x.version = any(p_versions)) order by x.wake offset p_limit limit 1;
   if found then
-    perform pg_advisory_xact_lock(7162534242);
-    chosen := flowdsl.fair(p_limit, p_workflows, p_priorities, p_tenants, p_held, p_after);
+    -- Nobody waits here: a worker that is frozen while it is told what it claimed must not hold up the others. Who comes second looks further.
+    chosen := flowdsl.fair(case when pg_try_advisory_xact_lock(7162534242) then p_limit else 2 * p_limit end,
+                           p_workflows, p_priorities, p_tenants, p_held, p_after, p_versions);
   else
     chosen := array(select x.id from flowdsl.executions x
-       where x.owner is null and x.wake <= clock_timestamp() and x.status <> 'blocked' and x.workflow = any(p_workflows) order by x.wake limit p_limit);
+       where x.owner is null and x.wake <= clock_timestamp() and x.status <> 'blocked' and x.workflow = any(p_workflows)
+         and (p_versions is null or x.workflow || '@' || x.version = any(p_versions)) order by x.wake limit p_limit);
   end if;
   if cardinality(chosen) > 0 then
     return query
       with due as (
-        select x.id from flowdsl.executions x where x.id = any(chosen) and x.owner is null and x.wake <= clock_timestamp() for update skip locked),
+        select x.id from flowdsl.executions x where x.id = any(chosen) and x.owner is null and x.wake <= clock_timestamp()
+         order by array_position(chosen, x.id) limit p_limit for update skip locked),
       taken as (
         update flowdsl.executions x set owner = p_worker, epoch = x.epoch + 1, wake = null, status = 'running'
           from due where x.id = due.id
@@ -108,10 +115,12 @@ begin
     with orphan as (
       select x.id from flowdsl.workers w join flowdsl.executions x on x.owner = w.id
        where w.gone and x.workflow = any(p_workflows) and x.deaths < 1
+         and (p_versions is null or x.workflow || '@' || x.version = any(p_versions))
        limit p_limit for update of x skip locked),
     suspect as (
       select x.id from flowdsl.workers w join flowdsl.executions x on x.owner = w.id
        where w.gone and x.workflow = any(p_workflows) and x.deaths >= 1 and p_suspect
+         and (p_versions is null or x.workflow || '@' || x.version = any(p_versions))
        limit 1 for update of x skip locked)
     update flowdsl.executions x
        set owner = case when x.deaths < 2 then p_worker end, epoch = x.epoch + 1, deaths = x.deaths + 1, wake = null,
