@@ -131,8 +131,10 @@ class Lookout:
                 await self.look()
                 pause = await self._pause()
             except Exception as error:
-                expected = lost(error) or isinstance(error, (asyncpg.PostgresError, FlowError))
-                log.log(30 if expected else 40, "schedules.failed", error=str(error) or type(error).__name__, traceback=trace(error))
+                if lost(error) or isinstance(error, (asyncpg.PostgresError, FlowError)):
+                    log.warning("schedules.failed", error=str(error) or type(error).__name__)
+                else:
+                    log.error("schedules.failed", traceback=trace(error))
                 pause = self._poll
             await asyncio.sleep(pause)
 

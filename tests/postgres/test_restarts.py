@@ -119,9 +119,11 @@ class TestServerDies:
             await asyncio.to_thread(stopped, own)
             copy = tmp_path / "copy"
             await asyncio.to_thread(lambda: subprocess.run(["cp", "-a", own.data, copy], check=True))
+            known = worker.lower()
             await asyncio.to_thread(restarted, own)
             stage.open_gate("b")
             await stage.at_gate("c")
+            await eventually(lambda: worker.heart._reading.store > known, "its heart has beaten since the copy: that is what gives the copy away")
             await asyncio.to_thread(stopped, own)
             shutil.rmtree(own.data)
             copy.rename(own.data)

@@ -593,7 +593,7 @@ class TestCrashes:
             proxy.swallows = swallows
             tasks = [asyncio.create_task(one.keep()) for one in lookouts]
             await eventually(all_decided, "all are decided on", 60)
-            assert proxy.swallowed > 5
+            assert proxy.swallowed > 0
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
