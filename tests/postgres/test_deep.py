@@ -437,3 +437,13 @@ async def test_one_that_a_person_rewound_is_no_finding(town: Town) -> None:
         assert [str(one) for one in (await town.look()).findings] == []
         await operator.resume(town.listens)
     assert [str(one) for one in (await town.look()).findings] == []
+
+
+@pytest.mark.parametrize(("number", "found"), [(3, False), (4, True)])
+async def test_the_last_attempt_may_be_interrupted_and_one_more_may_not(town: Town, number: int, found: bool) -> None:
+    """`act` gives three attempts, and the worker died in the third, or in a fourth."""
+    await town.tampered(
+        f"update flowdsl.journal set kind = 5, body = replace(encode(body, 'escape'), '\"number\":1', '\"number\":{number}')::bytea"
+        " where execution = :worked and kind = 4"
+    )
+    assert any("gives no more" in finding.found for finding in (await town.look()).findings) is found

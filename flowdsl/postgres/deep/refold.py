@@ -182,10 +182,9 @@ def _too_early(id: str, entry: Entry, one: Pending) -> Iterator[Finding]:
 def _too_many(id: str, entry: Entry, one: Pending) -> Iterator[Finding]:
     if isinstance(one.instruction, Perform) and entry.kind in (ATTEMPT, INTERRUPTED):
         number = json.loads(entry.body)["number"]
-        if one.instruction.activity.policies.retry.exhausted(number):
-            found = (
-                f"after attempt {number} of {one.instruction.activity.name} (step {entry.step}) its policy gives no more, and yet another followed"
-            )
+        last = number if entry.kind == ATTEMPT else number - 1  # the last attempt of all may be interrupted; its end follows
+        if last and one.instruction.activity.policies.retry.exhausted(last):
+            found = f"after attempt {last} of {one.instruction.activity.name} (step {entry.step}) its policy gives no more, and yet another followed"
             yield Finding(17, id, found, "If the policy was lowered since then this is no fault; else report it with the journal")
 
 
