@@ -108,7 +108,13 @@ def test_called_off_it_leaves_nothing_behind(how: signal.Signals) -> None:
     base = Path(tempfile.mkdtemp(prefix="flowdsl-tests-"))
     base.chmod(0o755)
     command = [sys.executable, "-m", "flowdsl", "chaos", "--workflows", "50"]
-    process = subprocess.Popen(command, env={**os.environ, "TMPDIR": str(base)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, "TMPDIR": str(base)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a suite in the background has it ignored
+    )
     try:
         for _ in range(600):
             folders = list(base.glob("flowdsl-chaos-*/worker-1.log"))

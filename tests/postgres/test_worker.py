@@ -908,12 +908,16 @@ def counted(state: int) -> Steps[Round[int, int], Refused]:
     return Next(state + 1) if state % 3 < 2 else Done(state)
 
 
+stubborn = mark.using(retry=Retry.constant("10ms", attempts=100))
+"""Outlasts every connection that is cut under it."""
+
+
 @workflow("mixed")
 def mixed(n: int) -> Steps[tuple[str, str, int], Refused]:
     yield from act(f"first {n}")
-    marked, child, loop = yield from all_(mark(f"m{n}"), one.child(f"child {n}", key=f"k{n}" if n % 2 else None), iterate(3 * n, counted))
+    marked, child, loop = yield from all_(stubborn(f"m{n}"), one.child(f"child {n}", key=f"k{n}" if n % 2 else None), iterate(3 * n, counted))
     yield from sleep("20ms" if n % 3 else "150ms")
-    yield from mark(f"last {n}")
+    yield from stubborn(f"last {n}")
     return marked, child, loop
 
 
