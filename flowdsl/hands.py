@@ -6,12 +6,17 @@ import asyncio
 import contextvars
 import inspect
 from collections.abc import Callable, Coroutine
-from queue import SimpleQueue
-from threading import Thread
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from attrs import define
+
+from flowdsl import threads
+
+if TYPE_CHECKING:
+    from flowdsl.threads import Hand
+from flowdsl.attempt import Rounds
 
 log = structlog.get_logger("flowdsl")
 
@@ -23,7 +28,6 @@ ABANDON = 5.0
 class _Call:
     """A plain function on its way through a thread."""
 
-    function: Callable[[], Any]
     done: asyncio.Future[tuple[bool, Any]]
     abandoned: bool = False
     returned: bool = False
@@ -37,10 +41,11 @@ class Hands:
     """
 
     def __init__(self, threads: int, leaked: Callable[[int], None]) -> None:
+        self.rounds = Rounds()
         self._slots = asyncio.Semaphore(threads)
         self._tell = leaked
-        self._idle: list[_Thread] = []
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._idle: list[Hand] = []
+        self._tasks: dict[asyncio.Task[None], None] = {}
         self._context = contextvars.copy_context()
         self._closed = False
         self.leaked = 0
@@ -48,18 +53,18 @@ class Hands:
     def task(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """Owns it until it ends. It begins with the worker's context: what one implementation sets in its own, no other sees."""
         task = asyncio.get_running_loop().create_task(work, name=name, context=self._context.copy())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = None
+        task.add_done_callback(self._tasks.pop)
         return task
 
     async def call(self, function: Callable[[], Any], begins: Callable[[], None]) -> tuple[bool, Any]:
         """Whether it returned, and what it returned or raised. Waits for a free thread first; `begins` is called when there is one."""
         await self._slots.acquire()
-        call = _Call(function, asyncio.get_running_loop().create_future())
+        call = _Call(asyncio.get_running_loop().create_future())
         try:
             begins()
-            thread = self._idle.pop() if self._idle else _Thread(self._back)
-            thread.carry_out(call, contextvars.copy_context())
+            thread = self._idle.pop() if self._idle else threads.Hand("flowdsl-activity")
+            thread.carry_out(partial(contextvars.copy_context().run, function), partial(self._back, thread, call))
         except BaseException:
             self._slots.release()
             raise
@@ -70,7 +75,7 @@ class Hands:
                 asyncio.get_running_loop().call_later(ABANDON, self._abandon, call)
             raise
 
-    def _back(self, thread: _Thread, call: _Call, returned: bool, value: Any) -> None:
+    def _back(self, thread: Hand, call: _Call, returned: bool, value: Any) -> None:
         """A thread has come back, with what its function returned or raised."""
         call.returned = True
         if call.abandoned:
@@ -113,35 +118,6 @@ class Hands:
     def left_behind(self) -> int:
         """Tasks that have not ended."""
         return len(self._tasks)
-
-
-class _Thread:
-    """A thread that carries out one call after the other, until it is dismissed."""
-
-    def __init__(self, back: Callable[[_Thread, _Call, bool, Any], None]) -> None:
-        self._back = back
-        self._calls: SimpleQueue[tuple[_Call, contextvars.Context] | None] = SimpleQueue()
-        self._loop = asyncio.get_running_loop()
-        Thread(target=self._main, name="flowdsl-activity", daemon=True).start()
-
-    def carry_out(self, call: _Call, context: contextvars.Context) -> None:
-        self._calls.put((call, context))
-
-    def dismiss(self) -> None:
-        self._calls.put(None)
-
-    def _main(self) -> None:
-        while (asked := self._calls.get()) is not None:
-            call, context = asked
-            try:
-                returned, value = True, context.run(call.function)
-            except BaseException as error:  # whatever it is, the thread lives and somebody waits
-                returned, value = False, error
-            try:
-                self._loop.call_soon_threadsafe(self._back, self, call, returned, value)
-            except RuntimeError:  # the loop has ended: nobody waits any more
-                return
-            del asked, call, context, value
 
 
 def _drop(value: Any) -> None:

@@ -39,7 +39,7 @@ class Resident:
     def __init__(self, host: Host, activation: Activation, epoch: int, *, parent: str | None, scope: str, suspect: bool = False) -> None:
         self.host, self.activation, self.epoch, self.parent, self.scope, self.suspect = host, activation, epoch, parent, scope, suspect
         self.attempts: dict[str, RunningAttempt] = {}
-        self.waits: set[str] = set()
+        self.waits: dict[str, None] = {}
         """Steps whose attempts wait for a budget: nothing of them runs."""
         self.put_off_until: datetime | None = None
         self.heartbeats: dict[str, bytes] = {}
@@ -58,7 +58,7 @@ class Resident:
         self._one_slot = asyncio.Lock()
         self._looked: set[str] = set()
         self._looks = 0
-        self._commits: set[asyncio.Task[None]] = set()
+        self._commits: dict[asyncio.Task[None], None] = {}
 
     @property
     def id(self) -> str:
@@ -104,6 +104,9 @@ class Resident:
     def _advance(self) -> None:
         """Hands over the turn that has gathered, if none is in flight."""
         if self._in_flight or self.dropped:
+            return
+        if self.attempts and self.activation.quiet and self._slot is None and not self._begins_nothing:
+            self._keep_time()
             return
         while True:
             turn = self._gathered()
@@ -270,11 +273,11 @@ class Resident:
     def _suspend(self) -> None:
         """Out of memory, unless mail has come that it has not seen; a child that ended before it was joined is looked for once a join."""
         joins = {step: one.instruction.child.id for step, one in self.activation.fold.machine.pending.items() if isinstance(one.instruction, Join)}
-        unknown = joins.keys() - self._looked
+        unknown = [step for step in joins if step not in self._looked]
         if unknown:
-            self._looked |= unknown
+            self._looked.update(unknown)
             self._looks += 1
-            self.host.look_for(self, tuple({joins[step] for step in unknown}))
+            self.host.look_for(self, tuple(dict.fromkeys(joins[step] for step in unknown)))
         elif self._looks:  # what it will find nobody tells again: once suspended, this would wait for ever
             self._timer = asyncio.get_running_loop().call_later(AGAIN, self._timed)
         else:
@@ -289,21 +292,21 @@ class Resident:
 
     def _begin_or_wait(self, one: Pending) -> None:
         if isinstance(one.instruction, Perform) and one.instruction.activity.policies.budget:
-            self.waits.add(one.step)
+            self.waits[one.step] = None
             self.host.budgets.admit(self, one)
         else:
             self._begin(one)
 
     def admitted(self, one: Pending) -> RunningAttempt | None:
         """Its budgets let it begin. None if nobody wants it any more."""
-        self.waits.discard(one.step)
+        self.waits.pop(one.step, None)
         if not (self._begins_nothing or self.dropped) and self.activation.fold.machine.pending.get(one.step) is one:
             self._carry_out(lambda: self._begin(one))
         return self.attempts.get(one.step)
 
     def put_off(self, until: datetime) -> bool:
         """Out of memory until then, if all that it does is to wait for budgets; they are asked anew. What it was to do at most once keeps it here."""
-        pending, only_waits = self.activation.fold.machine.pending, self.activation.busy == self.waits and not self.activation.joins
+        pending, only_waits = self.activation.fold.machine.pending, self.activation.busy == self.waits.keys() and not self.activation.joins
         busy = self._in_flight or self.dropped or self.attempts or self._slot is not None or self._held or self._behind or self._begins_nothing
         if busy or not only_waits or self.activation.stirred or any(pending[step].intended for step in self.waits):
             return False
@@ -316,13 +319,13 @@ class Resident:
     def _come_back(self) -> None:
         """It was to be put off, and mail came."""
         if self.put_off_until is not None:
-            self.put_off_until, waits, self.waits = None, self.waits, set()
+            self.put_off_until, waits, self.waits = None, self.waits, {}
             for one in [one for step in waits if (one := self.activation.fold.machine.pending.get(step)) is not None]:
                 self._begin_or_wait(one)
 
     def never_began(self, one: Pending, ending: Ending) -> None:
         """Its time was over before its budgets let it begin."""
-        self.waits.discard(one.step)
+        self.waits.pop(one.step, None)
         self.feed(lambda: self._fold_ending(one.step, ending))
 
     def _begin(self, one: Pending) -> None:
@@ -339,7 +342,8 @@ class Resident:
             end = after(one.opened, overall)
             deadline, left = min(deadline, end), (end - now).total_seconds()
         tenant, limits = self.activation.execution.tenant, self.host.deployment.limits
-        return RunningAttempt(self, one, activity, key, one.attempts + 1, tenant, limits, deadline, left, told(self.heartbeats.get(_place(key))))
+        heard = told(self.heartbeats.get(_place(key))) if self.heartbeats else None
+        return RunningAttempt(self, self.host.hands.rounds, one, activity, key, one.attempts + 1, tenant, limits, deadline, left, heard)
 
     async def _run(self, attempt: RunningAttempt, binding: Binding) -> None:
         current_attempt.set(attempt)
@@ -433,7 +437,7 @@ class Resident:
 
     def _cancel_attempt(self, step: str) -> None:
         if step in self.waits:
-            self.waits.discard(step)
+            self.waits.pop(step, None)
             self.host.budgets.withdraw(self, step)
         attempt = self.attempts.pop(step, None)
         if attempt is not None:
@@ -450,8 +454,8 @@ class Resident:
         attempt.transacting = None
         attempt.stop_clocks()
         task = asyncio.get_running_loop().create_task(self._commit_transaction(attempt, transaction, exit))
-        self._commits.add(task)
-        task.add_done_callback(self._commits.discard)
+        self._commits[task] = None
+        task.add_done_callback(self._commits.pop)
 
     async def _commit_transaction(self, attempt: RunningAttempt, transaction: Transaction, exit: Success[Any]) -> None:
         async with self._one_slot:

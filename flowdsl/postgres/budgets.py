@@ -7,7 +7,6 @@ answer was lost. What a worker holds is given back by it, or is free once the wo
 from __future__ import annotations
 
 import asyncio
-import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -18,8 +17,10 @@ import asyncpg
 import structlog
 from attrs import define
 
+from flowdsl import chance
 from flowdsl.attempt import Ending, RunningAttempt, ran_out
 from flowdsl.budget import TICK, Bucket, Counted, Line, counted, wished_rest
+from flowdsl.errors import FlowError
 from flowdsl.flow import Perform
 from flowdsl.hands import ABANDON
 from flowdsl.machine import Pending
@@ -220,7 +221,7 @@ class Budgets:
                     self._connection.terminate()  # it may hold a hidden transaction
                     self._connection = None
                 self._wake.set()
-                await asyncio.sleep(min(0.05 * 2**tries, 2.0) * (0.5 + random.random()))
+                await asyncio.sleep(min(0.05 * 2**tries, 2.0) * (0.5 + chance.random()))
 
     def _pause(self) -> float | None:
         """Seconds until something may have opened; None when nobody waits."""
@@ -241,7 +242,7 @@ class Budgets:
             await self._compare()
         if _now() >= self._tidy_at:
             await self._connection.execute("select flowdsl.tidy_budgets()", timeout=REPLY)
-            self._tidy_at = _now() + TIDY * (0.5 + random.random())
+            self._tidy_at = _now() + TIDY * (0.5 + chance.random())
         asked, back = self._asked(), list(self._back)
         if asked or back:
             await self._draw(asked, back)
@@ -257,7 +258,7 @@ class Budgets:
                 waiting = self._waiting.get(ticket)
                 if waiting is not None:
                     waited = now - waiting.one.opened
-                    left -= waiting.resident.put_off(now + min(max(waited / 2, SHORTEST_OFF), LONGEST_OFF) * (0.5 + random.random()))
+                    left -= waiting.resident.put_off(now + min(max(waited / 2, SHORTEST_OFF), LONGEST_OFF) * (0.5 + chance.random()))
 
     async def _say_rests(self) -> None:
         if self._rests:
@@ -340,7 +341,7 @@ class Budgets:
                 self._closed[where] = now + SELDOM  # what it waits for is its own to give back
             else:
                 patience = self._patience[where] = min(2 * self._patience.get(where, SOON / 2), OFTEN)
-                self._closed[where] = now + patience * (0.75 + 0.5 * random.random())
+                self._closed[where] = now + patience * (0.75 + 0.5 * chance.random())
         if len(self._closed) + len(self._patience) > 4096:
             known = {where for budgets in self._lines for where, _ in budgets}
             self._closed = {where: until for where, until in self._closed.items() if where in known}
@@ -384,7 +385,7 @@ def _now() -> float:
 
 
 def _traced(error: Exception) -> dict[str, str]:
-    known = lost(error) or isinstance(error, asyncpg.PostgresError)
+    known = lost(error) or isinstance(error, (asyncpg.PostgresError, FlowError))
     return {} if known else {"traceback": trace(error)}
 
 

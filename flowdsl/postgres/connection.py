@@ -18,12 +18,14 @@ _OPENING = 10
 _NAME = "flowdsl"
 _found: dict[str, bool] = {}
 """Of each URL: whether a pooler answers there. Looked at once a process."""
+drivers: dict[str, Any] = {}
+"""Of a URL: what opens connections to it instead of asyncpg. For tests: a store that is no server."""
 
 
 async def connect(dsn: str, **settings: str) -> Connection:
     """One connection. Raises `StoreError`, with the remedy. Behind a pooler it has no settings of its own."""
     try:
-        return await asyncpg.connect(**await _arguments(dsn, _NAME, settings), timeout=_OPENING)
+        return await _driver(dsn).connect(**await _arguments(dsn, _NAME, settings), timeout=_OPENING)
     except _CANNOT as error:
         raise refused(dsn, error) from error
 
@@ -32,9 +34,13 @@ async def open_pool(dsn: str, *, size: int, name: str = _NAME, keeps_state: bool
     """A pool that opens its connections when they are needed. `keeps_state`: who uses one may leave settings behind, which are cleared then."""
     try:
         arguments = await _arguments(dsn, name, {})
-        return await asyncpg.create_pool(min_size=0, max_size=size, reset=None if keeps_state else _as_it_is, **arguments, **options)
+        return await _driver(dsn).create_pool(min_size=0, max_size=size, reset=None if keeps_state else _as_it_is, **arguments, **options)
     except _CANNOT as error:
         raise refused(dsn, error) from error
+
+
+def _driver(dsn: str) -> Any:
+    return drivers.get(dsn, asyncpg)
 
 
 async def _as_it_is(_: Connection) -> None:
@@ -52,7 +58,7 @@ async def pooled(dsn: str) -> bool:
         return said
     if plain not in _found:
         try:
-            connection = await asyncpg.connect(plain, timeout=_OPENING, statement_cache_size=0, server_settings={"application_name": _NAME})
+            connection = await _driver(dsn).connect(plain, timeout=_OPENING, statement_cache_size=0, server_settings={"application_name": _NAME})
         except _CANNOT as error:
             raise refused(dsn, error) from error
         try:

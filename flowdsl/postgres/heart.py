@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import structlog
 from attrs import frozen
 
+from flowdsl import threads
 from flowdsl.errors import FlowError
 from flowdsl.postgres.store import connect
 from flowdsl.postgres.watch import LoopWatch
@@ -30,14 +29,19 @@ class Reading:
     heard: float
 
 
+COARSE = 0.001
+"""Seconds by which two readings of a loop's clock may be apart although they are one moment: uvloop counts whole milliseconds."""
+
+_NEVER = Reading(datetime(1970, 1, 1, tzinfo=UTC), -1e9, -1e9)
+
+
 class Heart:
     """Beats until stopped. `fit` turns False before the lease can have run out, and for good once another declared us gone."""
 
     def __init__(self, dsn: str, worker: str, lease: float) -> None:
         self._dsn, self._worker, self._lease = dsn, worker, lease
-        self._reading = Reading(datetime.now(UTC), time.monotonic() - 3600, time.monotonic() - 3600)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._main, name="flowdsl-heart", daemon=True)
+        self._reading = _NEVER
+        self._stopped = False
         self._watch: LoopWatch | None = None
         self.gone = self.lost = False
         """Whether it was declared gone; whether the store has forgotten its last heartbeat."""
@@ -45,28 +49,25 @@ class Heart:
     def start(self, reading: Reading) -> None:
         """To be called in the worker's own loop: it is watched from now on."""
         self._reading = reading
-        self._watch = LoopWatch(asyncio.get_running_loop(), threading.get_ident())
-        self._thread.start()
+        self._watch = LoopWatch(asyncio.get_running_loop())
+        threads.beside(self._beat, "flowdsl-heart")
 
     def stop(self) -> None:
-        self._stop.set()
+        self._stopped = True
 
     @property
     def fit(self) -> bool:
-        return not self.gone and time.monotonic() - self._reading.sent < self._lease
+        return not self.gone and _now() - self._reading.sent + COARSE < self._lease
 
     def upper(self) -> datetime:
         """The store's time, at the latest: it stamped after we sent."""
         reading = self._reading
-        return reading.store + timedelta(seconds=time.monotonic() - reading.sent)
+        return reading.store + timedelta(seconds=_now() - reading.sent + COARSE)
 
     def lower(self) -> datetime:
         """The store's time, at the earliest: it stamped before we heard."""
         reading = self._reading
-        return reading.store + timedelta(seconds=time.monotonic() - reading.heard)
-
-    def _main(self) -> None:
-        asyncio.run(self._beat())
+        return reading.store + timedelta(seconds=_now() - reading.heard - COARSE)
 
     async def forgotten(self, connection: Any) -> bool:
         """Whether the store does not know of our last heartbeat: then it is an older state of it, whatever its log says."""
@@ -87,10 +88,10 @@ class Heart:
     async def _beat(self) -> None:
         connection: Any = None
         looking = asyncio.create_task(self._look(), name="flowdsl-watch")
-        while not self._stop.is_set() and not self.gone:
+        while not self._stopped and not self.gone:
             if self._stuck:
                 log.error("worker.stuck", worker=self._worker, hint="its loop is blocked past the lease: others take over what it has")
-                while self._stuck and not self._stop.is_set():  # noqa: ASYNC110 (another thread sets it)
+                while self._stuck and not self._stopped:  # noqa: ASYNC110 (another thread sets it)
                     await asyncio.sleep(0.1)
                 continue
             try:
@@ -99,7 +100,7 @@ class Heart:
                     if await self.forgotten(connection):
                         self.gone = self.lost = True
                         break
-                sent = time.monotonic()
+                sent = _now()
                 async with asyncio.timeout(self._lease / 3):
                     store = await connection.fetchval(
                         "update flowdsl.workers set beat = clock_timestamp() where id = $1 and not gone returning beat", self._worker
@@ -108,16 +109,21 @@ class Heart:
                     self.gone = True
                     log.error("worker.gone", worker=self._worker, hint="its lease ran out and another worker took over")
                 else:
-                    self._reading = Reading(store, sent, time.monotonic())
+                    self._reading = Reading(store, sent, _now())
             except (OSError, FlowError, TimeoutError, Exception) as error:
                 log.warning("heart.missed", worker=self._worker, error=str(error) or type(error).__name__)
                 if connection is not None:
                     connection.terminate()
                 connection = None
             for _ in range(10):
-                if self._stop.is_set():
+                if self._stopped:
                     break
                 await asyncio.sleep(min(self._lease / 5, 1.0) / 10)
         looking.cancel()
         if connection is not None:
             connection.terminate()
+
+
+def _now() -> float:
+    """Every loop's clock is the same one."""
+    return asyncio.get_running_loop().time()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Collection, Sequence
 
 import structlog
@@ -80,8 +79,9 @@ class Heartbeats:
 
     async def sweep(self) -> None:
         """Now and then removes what workers that died have left."""
-        if time.monotonic() - self._swept > 60:
-            self._swept = time.monotonic()
+        now = asyncio.get_running_loop().time()
+        if now - self._swept > 60:
+            self._swept = now
             await self._store.again("select flowdsl.sweep_heartbeats(1000)")
 
     def _begin(self, *, hurry: bool = False) -> None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import structlog
 
+from flowdsl import chance
 from flowdsl.postgres.connection import connect
 
 log = structlog.get_logger("flowdsl")
@@ -51,8 +51,8 @@ class Hints:
         """Whether nobody else is there to be told."""
         self.here: Callable[[str], None] = _nobody
         """Told first: whom a mail is for."""
-        self._told: set[tuple[str, str, str]] = set()
-        self._parents: set[str] = set()
+        self._told: dict[tuple[str, str, str], None] = {}
+        self._parents: dict[str, None] = {}
         self._task: asyncio.Task[None] | None = None
         self.sent = 0
 
@@ -60,13 +60,13 @@ class Hints:
         """Something was sent to an execution, or to a correlation key; or an execution is due."""
         self.here(to)
         if self.on and not self.alone:
-            self._told.add((tenant, name, to))
+            self._told[tenant, name, to] = None
             self._begin()
 
     def tell_children(self, parent: str) -> None:
         """Something was sent to open children of it."""
         if self.on and not self.alone:
-            self._parents.add(parent)
+            self._parents[parent] = None
             self._begin()
 
     async def tell_all(self, word: str) -> None:
@@ -83,8 +83,8 @@ class Hints:
 
     async def _flush(self) -> None:
         while self._told or self._parents:
-            told, self._told = list(self._told), set()
-            parents, self._parents = list(self._parents), set()
+            told, self._told = list(self._told), {}
+            parents, self._parents = list(self._parents), {}
             try:
                 await self._pool.fetch(_HINT, self.worker, [t for t, _, _ in told], [n for _, n, _ in told], [to for _, _, to in told], parents)
                 self.sent += 1
@@ -128,7 +128,7 @@ class Listener:
             finally:
                 if self.connection is not None:
                     self.connection.terminate()
-            await asyncio.sleep(pause * (0.5 + random.random()))
+            await asyncio.sleep(pause * (0.5 + chance.random()))
             pause = min(2 * pause, _MOST)
 
     def _said(self, connection: object, pid: int, channel: str, payload: str) -> None:

@@ -30,7 +30,7 @@ class Intake:
         self._worker = worker
         self._after = ""
         """The tenant that was claimed from last: where the next claim goes on, if it cannot look at all tenants."""
-        self.mailed: set[str] = set()
+        self.mailed: dict[str, None] = {}
         """Residents that have mail, as far as somebody said so."""
         self._told: dict[str, dict[str, bytes]] = {}
         """What earlier attempts have told, on its way to their residents."""
@@ -124,7 +124,7 @@ class Intake:
         return resident
 
     async def fetch_mailed(self) -> None:
-        mailed, self.mailed = self.mailed, set()
+        mailed, self.mailed = self.mailed, {}
         try:
             await self.fetch_mail(mailed)
         except BaseException:

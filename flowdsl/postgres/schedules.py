@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal, TypeVar
@@ -14,6 +12,7 @@ import asyncpg
 import structlog
 from attrs import frozen
 
+from flowdsl import chance
 from flowdsl.binding import Deployment
 from flowdsl.errors import FlowError, StoreError
 from flowdsl.journal import codecs_of
@@ -90,7 +89,7 @@ async def _register(connection: Connection, rows: dict[str, tuple[Any, ...]], de
             first.due,
         )
     found = await connection.fetch(
-        "select * from flowdsl.schedules where id = any($1::text[]) or (in_code and workflow = any($2::text[])) order by id for update",
+        "select * from flowdsl.schedules where id = any($1::text[]) or (in_code and not made and workflow = any($2::text[])) order by id for update",
         list(rows),
         list(deployment.names),
     )
@@ -98,7 +97,7 @@ async def _register(connection: Connection, rows: dict[str, tuple[Any, ...]], de
         if row["id"] not in rows:
             await connection.execute("update flowdsl.schedules set in_code = false, due = null, upcoming = null where id = $1", row["id"])
             log.warning("schedule.not_in_code", schedule=row["id"])
-        elif not row["in_code"] or tuple(row[name] for name in _NAMES) != rows[row["id"]]:
+        elif not row["in_code"] or row["made"] or tuple(row[name] for name in _NAMES) != rows[row["id"]]:
             await _change(connection, row, rows[row["id"]], tables[row["id"]], now)
 
 
@@ -108,7 +107,7 @@ async def _change(connection: Connection, row: Any, columns: tuple[Any, ...], ta
     first = begun(table, now)
     await connection.execute(
         "update flowdsl.schedules set tenant = $2, workflow = $3, version = $4, request = $5, rule = $6, zone = $7, jitter = $8, overlap = $9,"
-        " catch_up = $10, within = $11, upcoming = $12, due = $13, in_code = true, problem = null where id = $1",
+        " catch_up = $10, within = $11, upcoming = $12, due = $13, in_code = true, made = false, problem = null where id = $1",
         *columns,
         row["upcoming"] if same else first.upcoming,
         row["due"] if same else first.due,
@@ -161,7 +160,7 @@ class Lookout:
                 "select extract(epoch from min(due) - clock_timestamp()) from flowdsl.schedules where not paused and workflow = any($1::text[])",
                 list(self._deployment.names),
             )
-        poll = self._poll * (0.8 + 0.4 * random.random())
+        poll = self._poll * (0.8 + 0.4 * chance.random())
         return poll if left is None else min(poll, max(0.01, float(left)))
 
 
@@ -260,14 +259,14 @@ def _table(row: Any) -> Timetable:
 
 async def _transacted(store: Store, work: Callable[[Connection], Awaitable[T]]) -> T:
     """Its answer, in one transaction, tried again for a while when the connection is lost: only for work that may be repeated."""
-    pause, until = 0.05, time.monotonic() + PATIENCE
+    pause, until = 0.05, asyncio.get_running_loop().time() + PATIENCE
     while True:
         try:
             async with store.connection() as connection, connection.transaction():
                 return await work(connection)
         except Exception as error:
             clash = isinstance(error, (asyncpg.DeadlockDetectedError, asyncpg.SerializationError, asyncpg.LockNotAvailableError))
-            if not (lost(error) or clash) or time.monotonic() > until:
+            if not (lost(error) or clash) or asyncio.get_running_loop().time() > until:
                 raise
-        await asyncio.sleep(pause * (0.5 + random.random()))
+        await asyncio.sleep(pause * (0.5 + chance.random()))
         pause = min(2 * pause, 1.0)

@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import time
 from typing import TYPE_CHECKING
-from uuid import UUID
 
+from flowdsl.chance import new_id as new_id
 from flowdsl.postgres.store import NewStart, Started, refuses
 
 if TYPE_CHECKING:
     from flowdsl.postgres.worker import Worker
-
-
-def new_id() -> str:
-    """An id that sorts by the time it was made."""
-    stamp = (time.time_ns() // 1_000_000).to_bytes(6, "big")
-    return str(UUID(bytes=stamp + os.urandom(10)))
 
 
 AT_ONCE = 1000

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
-import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -13,6 +11,7 @@ from typing import Any, Literal, cast
 import asyncpg
 from attrs import frozen
 
+from flowdsl import chance
 from flowdsl.activation import Mail, Stored
 from flowdsl.errors import NotFound, StoreError
 from flowdsl.journal import Entry
@@ -171,14 +170,14 @@ class Store:
 
     async def again(self, query: str, *arguments: Any) -> list[Any]:
         """Fetches, and repeats when the connection is lost, for a while: only for statements that may be repeated."""
-        pause, until = 0.05, time.monotonic() + PATIENCE
+        pause, until = 0.05, asyncio.get_running_loop().time() + PATIENCE
         while True:
             try:
                 return cast("list[Any]", await self.pool.fetch(query, *arguments))
             except Exception as error:
-                if not (lost(error) or isinstance(error, _CLASHES)) or time.monotonic() > until:
+                if not (lost(error) or isinstance(error, _CLASHES)) or asyncio.get_running_loop().time() > until:
                     raise
-            await asyncio.sleep(pause * (0.5 + random.random()))
+            await asyncio.sleep(pause * (0.5 + chance.random()))
             pause = min(2 * pause, 1.0)
 
     async def start(self, wishes: Sequence[NewStart]) -> list[Started]:
@@ -287,7 +286,7 @@ class Store:
 
     async def unmatched(self, tenant: str, limit: int) -> list[Any]:
         """Signals to correlation keys that nobody has waited for yet, newest first: name, key, delivery, body, at."""
-        return await self.again("select * from flowdsl.unmatched where tenant = $1 order by at desc limit $2", tenant, limit)
+        return await self.again("select * from flowdsl.unmatched where tenant = $1 order by seq desc limit $2", tenant, limit)
 
     async def register(self, tenant: str, name: str, key: str, execution: str) -> None:
         await self.again("select flowdsl.register($1, $2, $3, $4)", tenant, name, key, execution)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import time
 import traceback
 from os.path import basename
+from threading import get_ident
 
 import structlog
 
@@ -20,23 +20,23 @@ _FRAMES = 8
 class LoopWatch:
     """Made in the loop's own thread, asked from another. Something must call `look` again and again, a few times a second."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, thread: int) -> None:
-        self._loop, self._thread = loop, thread
-        self._asked = time.monotonic()
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop, self._thread = loop, get_ident()
+        self._asked = self._loop.time()
         self._answered = True
         self._named = False
 
     @property
     def blocked(self) -> float:
         """Seconds for which it has answered nothing."""
-        return 0.0 if self._answered else time.monotonic() - self._asked
+        return 0.0 if self._answered else self._loop.time() - self._asked
 
     def look(self) -> None:
         """Asks it for a sign of life; names what blocks it, once each time."""
         if self._answered:
             if self._named:
-                log.warning("loop.free_again", seconds=round(time.monotonic() - self._asked, 1))
-            self._named, self._answered, self._asked = False, False, time.monotonic()
+                log.warning("loop.free_again", seconds=round(self._loop.time() - self._asked, 1))
+            self._named, self._answered, self._asked = False, False, self._loop.time()
             try:
                 self._loop.call_soon_threadsafe(self._answer)
             except RuntimeError:  # it has ended: there is nothing left to block

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 import socket
-import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
-from uuid import uuid4
 
 import asyncpg
 import structlog
 from attrs import evolve, frozen
 
+from flowdsl import chance
 from flowdsl.activation import Sent, Turn
 from flowdsl.attempt import RunningAttempt
 from flowdsl.binding import Deployment
@@ -91,7 +89,7 @@ class Worker:
 
     def __init__(self, deployment: Deployment, store: Store, tuning: Tuning | None = None, *, tenant: str = "default") -> None:
         self.deployment, self.store, self.tuning, self.tenant = deployment, store, tuning or Tuning(), tenant
-        self.id = str(uuid4())
+        self.id = new_id()
         self.linger = self.tuning.linger
         self.hands = Hands(self.tuning.threads, self.leaked)
         self.heartbeats = Heartbeats(store)
@@ -109,7 +107,7 @@ class Worker:
         self._kick = asyncio.Event()
         self._left = asyncio.Event()
         self._stopping = False
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: dict[asyncio.Task[Any], None] = {}
         self._chores: dict[str, asyncio.Task[Any]] = {}
         self._poller: asyncio.Task[None] | None = None
         self._lookout: asyncio.Task[None] | None = None
@@ -153,10 +151,10 @@ class Worker:
 
     async def _register(self) -> None:
         """A row of its own, under an id that nobody had; with it a heart and a committer."""
-        id = str(uuid4())
+        id = new_id()
         committer = Committer(id, self._connect, pooled=self.store.pooled)
         await committer.open()
-        sent = time.monotonic()
+        sent = _now()
         try:
             async with self.store.connection() as connection:
                 stamp = await connection.fetchval(
@@ -170,7 +168,7 @@ class Worker:
             await committer.close()
             raise
         self.id, self.committer, self.heart = id, committer, Heart(self.store.dsn, id, self.tuning.lease)
-        self.heart.start(Reading(stamp, sent, time.monotonic()))
+        self.heart.start(Reading(stamp, sent, _now()))
         self.store.remembers = self._remembered
         self.store.hints.worker = id
 
@@ -178,7 +176,7 @@ class Worker:
         """Claims nothing more, lets running activities finish for the grace period, then lets go of every execution."""
         self._stopping = True
         self._kick.set()
-        deadline = time.monotonic() + self.tuning.grace
+        deadline = _now() + self.tuning.grace
         if self._poller is not None:
             await asyncio.wait([self._poller], timeout=1)
             self._poller.cancel()
@@ -189,7 +187,7 @@ class Worker:
                 await asyncio.gather(task, return_exceptions=True)
         for resident in list(self.residents.values()):
             resident.leave()
-        await self._emptied(deadline - time.monotonic())
+        await self._emptied(deadline - _now())
         for resident in list(self.residents.values()):
             resident.release()
         await self._emptied(1)
@@ -311,7 +309,7 @@ class Worker:
                 for note in notes:
                     self.note(resident, note)
             if fate == "awake":
-                self.intake.mailed.add(commit.execution)
+                self.intake.mailed[commit.execution] = None
                 self.kick()
             elif fate == "done" and commit.state == "suspended":
                 self._due_at(commit.wake)
@@ -417,13 +415,13 @@ class Worker:
 
     def _due_at(self, when: datetime | None) -> None:
         """Something is due then: looks no later."""
-        if when is not None and (at := time.monotonic() + max((when - self.lower()).total_seconds(), 0.001)) < self._look_at:
+        if when is not None and (at := _now() + max((when - self.lower()).total_seconds(), 0.001)) < self._look_at:
             self._look_at = at
             self._kick.set()
 
     def _sent_here(self, to: str) -> None:
         if to in self.residents:
-            self.intake.mailed.add(to)
+            self.intake.mailed[to] = None
         self._kick.set()
 
     def _hinted(self, payload: str) -> None:
@@ -431,7 +429,7 @@ class Worker:
         if what == "due" and (not rest or any(name[:200] == rest for name in self.deployment.names)):
             self.kick()
         elif what == "mail" and rest in self.residents:
-            self.intake.mailed.add(rest)
+            self.intake.mailed[rest] = None
             self.kick()
         elif what == "look" and rest in ("", self.id):
             self.look_around()
@@ -454,9 +452,9 @@ class Worker:
                 return 0.1
             more = await self.intake.claim()
             await self.intake.fetch_mailed()
-            if time.monotonic() >= self._look_at:
+            if _now() >= self._look_at:
                 await self._look_around()
-            return 0.0 if more else self._look_at - time.monotonic()
+            return 0.0 if more else self._look_at - _now()
         except Exception as error:
             if not (lost(error) or isinstance(error, (asyncpg.PostgresError, FlowError))):
                 log.error("poll.failed", worker=self.id, traceback=trace(error))
@@ -484,7 +482,7 @@ class Worker:
         self._left_behind, self._anew = None, False
 
     async def _look_around(self) -> None:
-        self._look_at = time.monotonic() + self.tuning.poll * (0.8 + 0.4 * random.random())
+        self._look_at = _now() + self.tuning.poll * (0.8 + 0.4 * chance.random())
         self._due_at(await self.intake.look_around())
         self.chore("seal", lambda: seal(self.store))
         self.chore("heartbeats", self.heartbeats.sweep)
@@ -513,8 +511,8 @@ class Worker:
                     resident.drop()  # the store still says that it is ours: the next look around loads it, or finds it blocked
 
         task = asyncio.get_running_loop().create_task(run())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = None
+        task.add_done_callback(self._tasks.pop)
         return task
 
     async def _connect(self) -> Any:
@@ -525,6 +523,10 @@ class Worker:
             connection.terminate()
             raise
         return connection
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 async def _ended(connection: Any) -> None:

@@ -813,7 +813,7 @@ class TestAttempts:
                     raise refuses.pop()
                 super().start()
 
-        monkeypatch.setattr("flowdsl.hands.Thread", Refusing)
+        monkeypatch.setattr("flowdsl.threads.Thread", Refusing)
         stage.hands = Hands(1, stage.leaks.append)
         self.deploy(stage, lambda _: Success(1))
         turn, _ = await stage.next()
