@@ -142,9 +142,6 @@ def live_entries(journal: Sequence[Entry]) -> list[Entry]:
     return list(journal)
 
 
-_NOTHING: Final = Turn()
-
-
 class Activation:
     """Drives the fold of one execution. All times are Postgres's (or virtual): upper bounds when something begins, lower when it is due."""
 
@@ -312,19 +309,23 @@ class Activation:
         """What has gathered since the last turn; empty when there is nothing."""
         turn, self._turn = self._turn, Turn()
         machine = self.fold.machine
-        turn.closed, machine.closed = machine.closed, []
-        self.busy.difference_update(turn.closed)
-        self._forget(len(turn.closed))
-        for effect in machine.effects:
-            if isinstance(effect, CancelScope):
-                turn.cancels.append(effect.scope)
-            else:
-                turn.notes.append(effect)
-        machine.effects = []
-        turn.performs = [one for one in turn.performs if machine.pending.get(one.step) is one]
-        turn.asks = [one for one in turn.asks if machine.pending.get(one.step) is one]
-        self.busy.update(one.step for one in turn.performs)
-        self.busy.update(one.step for one in turn.asks)
+        if machine.closed:
+            turn.closed, machine.closed = machine.closed, []
+            self.busy.difference_update(turn.closed)
+            self._forget(len(turn.closed))
+        if machine.effects:
+            for effect in machine.effects:
+                if isinstance(effect, CancelScope):
+                    turn.cancels.append(effect.scope)
+                else:
+                    turn.notes.append(effect)
+            machine.effects = []
+        if turn.performs:
+            turn.performs = [one for one in turn.performs if machine.pending.get(one.step) is one]
+            self.busy.update([one.step for one in turn.performs])
+        if turn.asks:
+            turn.asks = [one for one in turn.asks if machine.pending.get(one.step) is one]
+            self.busy.update([one.step for one in turn.asks])
         if machine.exit is not None:
             turn.ended = self._ended()
         return turn
@@ -349,7 +350,16 @@ class Activation:
     @property
     def stirred(self) -> bool:
         """Whether something has followed since the last turn was taken: it is not all recorded then."""
-        return self._turn != _NOTHING
+        turn = self._turn
+        return bool(
+            turn.entries or turn.performs or turn.asks or turn.takes or turn.children or turn.mails or turn.cancels or turn.audits or turn.notes
+        )
+
+    @property
+    def quiet(self) -> bool:
+        """Whether the next turn would be empty."""
+        machine = self.fold.machine
+        return not (machine.closed or machine.effects or machine.exit is not None or self.stirred)
 
     def found(self, child: str, exit: bytes, now: datetime) -> None:
         """A child had ended before anyone waited for it here, and its mail is gone."""

@@ -145,11 +145,41 @@ class Owner(Protocol):
     async def begin_transaction(self) -> Transaction: ...
 
 
+class Rounds:
+    """Attempts whose time will not be over for a while: looked at now and then, since nearly all of them end before. A timer for each costs more."""
+
+    EVERY = 1.0
+
+    def __init__(self) -> None:
+        self._far: dict[RunningAttempt, None] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def join(self, attempt: RunningAttempt) -> None:
+        self._far[attempt] = None
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self.EVERY, self._look)
+
+    def leave(self, attempt: RunningAttempt) -> None:
+        self._far.pop(attempt, None)
+
+    @property
+    def watched(self) -> int:
+        return len(self._far)
+
+    def _look(self) -> None:
+        self._timer = None
+        for attempt in list(self._far):
+            attempt.set_timer()
+        if self._far:
+            self._timer = asyncio.get_running_loop().call_later(self.EVERY, self._look)
+
+
 @define(eq=False)
 class RunningAttempt:
     """One run of an implementation, as it may know it (see `Attempt`), with its clocks."""
 
     owner: Owner
+    rounds: Rounds
     one: Pending
     activity: Activity[Any, Any, Any]
     idempotency_key: str
@@ -174,13 +204,13 @@ class RunningAttempt:
     def __attrs_post_init__(self) -> None:
         if self.left is not None:
             self._ends["schedule_to_close"] = self._loop.time() + self.left
-            self._set_timer()
+            self.set_timer()
 
     def begin(self) -> None:
         """It has got what it waited for, a thread or its turn: its own time begins."""
         self._beat = self._loop.time()
         self._ends["timeout"] = self._beat + self.activity.policies.start_to_close.total_seconds()
-        self._set_timer()
+        self.set_timer()
 
     @property
     def begun(self) -> bool:
@@ -192,15 +222,19 @@ class RunningAttempt:
         self.stop_clocks()
 
     def stop_clocks(self) -> None:
+        self.rounds.leave(self)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _set_timer(self) -> None:
+    def set_timer(self) -> None:
+        """For the span that is over first, when that is near; else the next round sees to it."""
         self.stop_clocks()
-        _, due = self._next()
-        now = self._loop.time()
-        self._timer = self._loop.call_at(min(max(due, now + 0.0005), now + 86_400), self._look)
+        due, now = self._next()[1], self._loop.time()
+        if due - now > 2 * self.rounds.EVERY:
+            self.rounds.join(self)
+        else:
+            self._timer = self._loop.call_at(max(due, now + 0.0005), self._look)
 
     def _next(self) -> tuple[Span, float]:
         """The span that is over first, and when."""
@@ -215,7 +249,7 @@ class RunningAttempt:
         self._timer = None
         span, due = self._next()
         if due > self._loop.time():
-            self._set_timer()
+            self.set_timer()
         else:
             self.over, self.cancelled = span, True
             self.owner.overdue(self)

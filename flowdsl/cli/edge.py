@@ -160,12 +160,12 @@ def begin_logs() -> None:
 def awaited(work: Coroutine[Any, Any, int], *, fast: bool = False) -> int:
     """Its exit code; with `fast` on uvloop, where that is installed, and with fewer looks for garbage."""
     import asyncio
-    import gc
+
+    from flowdsl.collector import calm
 
     start: Callable[[Coroutine[Any, Any, int]], int] = asyncio.run
     if fast:
-        gc.freeze()  # what is loaded by now stays; a step leaves little, so look for cycles less often
-        gc.set_threshold(10_000, 20, 50)
+        calm()
         with suppress(ImportError):
             from uvloop import run as start
     return start(work)

@@ -7,7 +7,6 @@ commit functions say of each turn what became of it. Nothing is ever decided by 
 from __future__ import annotations
 
 import asyncio
-import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
@@ -17,6 +16,7 @@ import asyncpg
 import structlog
 from attrs import define, evolve
 
+from flowdsl import chance
 from flowdsl.activation import Turn
 from flowdsl.errors import FlowError
 from flowdsl.journal import Entry
@@ -53,6 +53,9 @@ class Commit:
     seen: int = 0
     exit: bytes | None = None
     cause: str | None = None
+    rows: int = 0
+    size: int = 0
+    """How much it is, once it is submitted."""
 
     @property
     def narrow(self) -> bool:
@@ -105,7 +108,7 @@ class Committer:
         await self.close()
 
     def submit(self, commit: Commit) -> None:
-        parts = _parts(commit)
+        parts = _parts(_measured(commit))
         self._under_way[commit.execution] += 1
         self._enqueue(parts[0] if len(parts) == 1 else _first(parts, self.submit))
 
@@ -130,7 +133,7 @@ class Committer:
         left: list[Commit] = []
         rows = size = 0
         for index, commit in enumerate(self._queue):
-            rows, size = rows + _rows(commit.turn), size + _bytes(commit.turn)
+            rows, size = rows + commit.rows, size + commit.size
             if batch and (len(batch) == TURNS or rows > ROWS or size > BYTES):
                 left += self._queue[index:]
                 break
@@ -197,7 +200,7 @@ class Committer:
                 waited_out = self.full or lost(error) or isinstance(error, (FlowError, asyncpg.DeadlockDetectedError, asyncpg.SerializationError))
                 if isinstance(error, asyncpg.LockNotAvailableError) or (tries >= 3 and not waited_out):
                     raise _Held(str(error)) from error
-            await asyncio.sleep(min(0.02 * 2**tries, 2.0) * (0.5 + random.random()))
+            await asyncio.sleep(min(0.02 * 2**tries, 2.0) * (0.5 + chance.random()))
 
     def _drop(self, error: BaseException) -> None:
         """A connection that failed is never used again: it may hold a hidden transaction."""
@@ -215,12 +218,24 @@ def _execution(commit: Commit) -> str:
     return commit.execution
 
 
+def _measured(commit: Commit) -> Commit:
+    commit.rows, commit.size = _rows(commit.turn), _bytes(commit.turn)
+    return commit
+
+
 def _rows(turn: Turn) -> int:
     return len(turn.entries) + len(turn.children) + len(turn.mails) + len(turn.takes)
 
 
 def _bytes(turn: Turn) -> int:
-    return sum(len(entry.body) for entry in turn.entries) + sum(len(child.request) for child in turn.children) + sum(len(m.body) for m in turn.mails)
+    size = 0
+    for entry in turn.entries:
+        size += len(entry.body)
+    for child in turn.children:
+        size += len(child.request)
+    for mail in turn.mails:
+        size += len(mail.body)
+    return size
 
 
 # Turns that are too big: thousands of children at once
@@ -232,7 +247,7 @@ def _parts(commit: Commit) -> list[Commit]:
     Mail, in or out, belongs to an entry that must not be recorded without it: such a turn stays whole.
     """
     turn = commit.turn
-    if (_rows(turn) <= ROWS and _bytes(turn) <= BYTES) or turn.takes or turn.mails or turn.cancels or turn.audits:
+    if (commit.rows <= ROWS and commit.size <= BYTES) or turn.takes or turn.mails or turn.cancels or turn.audits:
         return [commit]
     children = {child.step: child for child in turn.children}
     parts, room = [Turn()], (ROWS, BYTES)
@@ -246,9 +261,9 @@ def _parts(commit: Commit) -> list[Commit]:
         parts[-1].entries.append(entry)
         if child is not None:
             parts[-1].children.append(child)
-    return [evolve(commit, turn=part, state=None, exit=None, cause=None) for part in parts[:-1]] + [
-        evolve(commit, turn=evolve(turn, entries=parts[-1].entries, children=parts[-1].children))
-    ]
+    found = [evolve(commit, turn=part, state=None, exit=None, cause=None) for part in parts[:-1]]
+    found.append(evolve(commit, turn=evolve(turn, entries=parts[-1].entries, children=parts[-1].children)))
+    return [_measured(part) for part in found]
 
 
 def _first(parts: list[Commit], submit: Callable[[Commit], None]) -> Commit:

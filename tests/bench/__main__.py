@@ -16,6 +16,7 @@ import asyncpg
 import structlog
 from rich.console import Console
 
+from flowdsl.collector import calm
 from flowdsl.errors import FlowError
 from flowdsl.postgres.schema import migrate
 from flowdsl.postgres.store import connect
@@ -65,6 +66,7 @@ class Bench:
 
     async def run(self) -> dict[str, Any]:
         chosen, begun = self._chosen, time.monotonic()
+        calm()  # as `flowdsl worker` does
         async with server(chosen.database) as url, scratch(url, "flowdsl") as dsn:
             await migrate(dsn)
             self._found["settings"] = {"loop": chosen.loop, "python": sys.version.split()[0], **await settings(url)}

@@ -36,6 +36,7 @@ from flowdsl import (
     workflow,
 )
 from flowdsl.activation import Turn
+from flowdsl.attempt import Rounds
 from flowdsl.definition import Workflow
 from flowdsl.journal import ATTEMPT, BUG, FAILURE, INTENT, INTERRUPTED, SUCCESS
 from flowdsl.postgres.committer import Commit, Fate
@@ -662,6 +663,36 @@ class TestAtMostOnce:
         async with stage.worker(deployment=deployment) as worker:
             assert await worker.wait(id) == Failure(Interrupted())
         assert effects == [1]
+
+
+class TestLongTimes:
+    """A time that is far off has no timer of its own until it is near."""
+
+    @pytest.fixture(autouse=True)
+    def often(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(Rounds, "EVERY", 0.02)
+
+    async def test_are_kept(self, stage: Stage) -> None:
+        async def hangs(name: str) -> Any:
+            await asyncio.Event().wait()
+
+        deployment = deployed(stage, calls_with(timeout="200ms", retry=Retry.constant("1ms", attempts=1)), hangs)
+        async with stage.worker(deployment=deployment) as worker:
+            id = await worker.start(deployment.workflow("calls"), "a")
+            assert await worker.wait(id) == Failure(TimedOut("200ms"))
+            assert worker.hands.rounds.watched == 0
+
+    async def test_what_ends_before_is_watched_no_longer(self, stage: Stage) -> None:
+        watched: list[int] = []
+
+        async def ends(name: str) -> Any:
+            watched.append(worker.hands.rounds.watched)
+            return Success(name)
+
+        deployment = deployed(stage, calls_with(timeout="20s"), ends)
+        async with stage.worker(deployment=deployment) as worker:
+            assert await worker.wait(await worker.start(deployment.workflow("calls"), "a")) == Success("a")
+            assert (watched, worker.hands.rounds.watched) == ([1], 0)
 
 
 class TestThreads:
