@@ -590,6 +590,14 @@ class TestSignals:
         assert len(await scene.mailbox(id)) == 1
         assert await scene.count("unmatched") == 0
 
+    async def test_the_order_is_that_of_arrival_though_the_clock_was_set_back(self, scene: Scene) -> None:
+        for delivery in ("c", "a", "b"):
+            await send_signal(scene, "k", delivery=delivery)
+            await scene.watcher.execute("update flowdsl.unmatched set at = at - interval '1 hour', body = convert_to(delivery, 'UTF8')")
+        id = await scene.execution()
+        await scene.watcher.fetchval("select flowdsl.register('default', 'news', 'k', $1)", id)
+        assert [(m.seq, m.body) for m in await scene.mailbox(id)] == [(1, b"c"), (2, b"a"), (3, b"b")]
+
     async def test_a_key_whose_holder_has_ended_keeps_mail_for_the_next(self, scene: Scene) -> None:
         old, young = await scene.execution(), await scene.execution()
         await scene.watcher.fetchval("select flowdsl.register('default', 'news', 'k', $1)", old)

@@ -50,8 +50,8 @@ begin
     return;  -- it has ended meanwhile
   end if;
   for moved in
-    with taken as (delete from flowdsl.unmatched u where u.tenant = p_tenant and u.name = p_name and u.key = p_key returning u.at, u.delivery, u.body)
-    select body from taken order by at, delivery
+    with taken as (delete from flowdsl.unmatched u where u.tenant = p_tenant and u.name = p_name and u.key = p_key returning u.seq, u.body)
+    select body from taken order by seq
   loop
     perform flowdsl.post(array[p_execution], array['signal'], array[p_name], array[p_key], array[moved.body]);
   end loop;

@@ -189,10 +189,11 @@ begin
     if exists (select 1 from unnest(keys) k where k is not null) then  -- nobody waits for that key, or who did has ended
       insert into flowdsl.unmatched (tenant, name, key, delivery, body)
       select s.tenant, m.name, m.key, m.delivery, m.body
-        from unnest(m_from, targets, m_name, keys, m_delivery, m_body) as m(sender, target, name, key, delivery, body)
+        from unnest(m_from, targets, m_name, keys, m_delivery, m_body) with ordinality as m(sender, target, name, key, delivery, body, n)
         join flowdsl.executions s on s.id = m.sender
         left join flowdsl.executions x on x.id = m.target and x.status in ('running', 'suspended', 'blocked')
        where m.key is not null and x.id is null and m.sender = any(won)
+       order by m.n
       on conflict do nothing;
     end if;
     perform flowdsl.post(array_agg(target order by n), array_agg(kind order by n), array_agg(name order by n), array_agg(key order by n),
