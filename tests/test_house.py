@@ -7,6 +7,7 @@ tests plant a fault for every rule and look for it, because a rule that finds no
 from __future__ import annotations
 
 import ast
+import importlib
 import os
 import re
 import subprocess
@@ -18,6 +19,8 @@ from urllib.parse import urlsplit
 
 import pytest
 from attrs import define, frozen
+
+import flowdsl
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -41,8 +44,10 @@ ORDER = [
     {"budget"},
     {"attempt"},
     {"virtual"},
+    {"story"},
     {"memory"},
-    {"calendar"},
+    {"calendar", "collector"},
+    {"chance", "threads"},
     {"hands"},
     {"host"},
     {"replay"},
@@ -73,6 +78,12 @@ PURE = (
 )
 IMPURE = {"time", "asyncio", "random", "structlog", "logging", "socket"}
 CLOCKS = {"datetime.datetime.now", "datetime.datetime.utcnow", "datetime.datetime.today", "datetime.date.today"}
+
+RUNTIME = ("flowdsl.postgres", "flowdsl.replay", "flowdsl.hands", "flowdsl.host", "flowdsl.attempt")
+OUTSIDE_RUNTIME = ("flowdsl.postgres.embedded", "flowdsl.postgres.deep", "flowdsl.postgres.audit")  # servers of our own, and what people ask
+SEAMED = {"time", "random", "threading", "concurrent"}
+SEAMED_BUT = {"threading.get_ident"}
+SEAMED_CALLS = {"os.urandom", "uuid.uuid1", "uuid.uuid4", "uuid4", "asyncio.to_thread", "datetime.datetime.now", "datetime.datetime.utcnow"}
 
 IO_LIBRARIES = ["asyncio", "asyncpg", "click", "httpx2", "rich", "socket", "sqlite3", "ssl", "starlette", "structlog", "temporalio", "uvicorn"]
 
@@ -181,7 +192,7 @@ def order(file: Source) -> Iterator[tuple[int, str]]:
 
 
 def front_door(file: Source) -> Iterator[tuple[int, str]]:
-    """`flowdsl/__init__.py` re-exports the description language and holds no code."""
+    """`flowdsl/__init__.py` re-exports the description language, each name when it is asked for, and holds no other code."""
     if file.path != "flowdsl/__init__.py":
         return
     for found in file.imports:
@@ -189,9 +200,24 @@ def front_door(file: Source) -> Iterator[tuple[int, str]]:
             yield found.line, f"the front door hands on {', '.join(sorted(FRONT_DOOR))} only, not {found.module}"
     for statement in file.tree.body:
         docstring = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
-        dunder = isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]).startswith("__")
-        if not (docstring or dunder or isinstance(statement, ast.Import | ast.ImportFrom)):
+        dunder = isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) in ("__all__", "_HOMES", "_HOME")
+        lazy = isinstance(statement, ast.If | ast.FunctionDef) and ast.unparse(statement).startswith(
+            ("if TYPE_CHECKING", "def __getattr__", "def __dir__")
+        )
+        if not (docstring or dunder or lazy or isinstance(statement, ast.Import | ast.ImportFrom)):
             yield statement.lineno, "the front door only re-exports"
+
+
+def test_the_front_door_says_the_same_to_checkers_and_at_run_time() -> None:
+    tree = ast.parse((ROOT / "flowdsl" / "__init__.py").read_text("utf-8"))
+    (block,) = [statement for statement in tree.body if isinstance(statement, ast.If)]
+    checked = {(str(found.module), alias.name) for found in block.body if isinstance(found, ast.ImportFrom) for alias in found.names}
+    assert {(home, name) for home, names in flowdsl._HOMES.items() for name in names} == checked
+    assert {name for _, name in checked} == set(flowdsl.__all__) <= set(dir(flowdsl))
+    for home, name in checked:
+        assert getattr(flowdsl, name) is getattr(importlib.import_module(home), name)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = flowdsl.nothing
 
 
 def libraries(file: Source) -> Iterator[tuple[int, str]]:
@@ -232,6 +258,21 @@ def names(file: Source) -> dict[str, str]:
     return known
 
 
+def seams(file: Source) -> Iterator[tuple[int, str]]:
+    """The runtime's time is its event loop's, its chance is `flowdsl.chance`'s, its threads are `flowdsl.threads`': a simulation has others there."""
+    if not within(file.module, *RUNTIME) or within(file.module, *OUTSIDE_RUNTIME):
+        return
+    for found in file.imports:
+        if found.source.split(".")[0] in SEAMED and found.module not in SEAMED_BUT:
+            yield found.line, f"{file.module} is simulated: no {found.module}, ask the loop's clock, `flowdsl.chance` or `flowdsl.threads`"
+    known = names(file)
+    for node in ast.walk(file.tree):
+        if isinstance(node, ast.Attribute):
+            head, _, rest = ast.unparse(node).partition(".")
+            if f"{known.get(head, head)}.{rest}" in SEAMED_CALLS:
+                yield node.lineno, f"{file.module} is simulated: no {ast.unparse(node)}"
+
+
 def vague_names(file: Source) -> Iterator[tuple[int, str]]:
     """A name says what is inside: no utils, no managers."""
     for part in file.path.removesuffix(".py").split("/"):
@@ -242,7 +283,7 @@ def vague_names(file: Source) -> Iterator[tuple[int, str]]:
             yield node.lineno, f"class {node.name}: say what it is, not that it manages"
 
 
-RULES: list[Rule] = [arrows, order, front_door, libraries, purity, vague_names]
+RULES: list[Rule] = [arrows, order, front_door, libraries, purity, seams, vague_names]
 
 
 def findings(root: Path, rule: Rule) -> list[str]:
@@ -346,6 +387,11 @@ PLANTED = [
     (purity, "domains/sync/values.py", "from datetime import date\ntoday = date.today\n", 2, "clock"),
     (purity, "domains/sync/workflows.py", "import re\nasync def body(): ...\n", 2, "async"),
     (purity, "flowdsl/flow.py", "def f(x):\n    return [a async for a in x]\n", 2, "async"),
+    (seams, "flowdsl/postgres/worker.py", "import re\nimport time\n", 2, "time"),
+    (seams, "flowdsl/postgres/committer.py", "import re\nfrom random import random\n", 2, "random"),
+    (seams, "flowdsl/postgres/heart.py", "import re\nimport threading\n", 2, "threading"),
+    (seams, "flowdsl/replay.py", "import asyncio\nwork = asyncio.to_thread\n", 2, "to_thread"),
+    (seams, "flowdsl/postgres/starting.py", "import os\nid = os.urandom(16)\n", 2, "urandom"),
     (vague_names, "flowdsl/postgres/utils.py", "", 1, "utils"),
     (vague_names, "domains/common/values.py", "", 1, "common"),
     (vague_names, "adapters/types/__init__.py", "", 1, "types"),
