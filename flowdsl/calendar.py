@@ -71,7 +71,7 @@ class Calendar(Memory):
                 self._start(hand, hand.queued)
                 hand.queued = None
                 return True
-        first, others = min(self._hands, key=lambda one: one.due, default=None), self._next_due()
+        first, others = min(self._hands, key=lambda one: one.due, default=None), self.next_due()
         if first is None or (others is not None and others < first.due):
             return others is not None and others <= self._until and super()._pass_time()
         if first.due > self._until:
@@ -79,11 +79,6 @@ class Calendar(Memory):
         self.now = max(self.now, first.due)
         self._fire(first)
         return True
-
-    def _next_due(self) -> datetime | None:
-        """When the next execution has something to do."""
-        live = [kept.activation for kept in self._kept.values() if kept.activation is not None and kept.status in OPEN]
-        return min([due for one in live if (due := one.next_due) is not None] + [late.due for late in self._late], default=None)
 
     def _fire(self, hand: _Hand) -> None:
         made = plan(hand.schedule.timetable, hand.upcoming, self.now)

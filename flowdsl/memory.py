@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from heapq import heappop, heappush
 from typing import Any, TypeAlias, TypeVar
 from uuid import UUID
@@ -24,11 +24,13 @@ from flowdsl.budget import Counted, Gate, counted, wished_rest
 from flowdsl.codec import codec
 from flowdsl.definition import Activity, Workflow
 from flowdsl.errors import Rejected
-from flowdsl.flow import Cancelled, Defect, Execution, Existing, Exit, Perform, Receive, Report, Signal, Start, Status
-from flowdsl.journal import ATTEMPT, BUG, FAILURE, OPERATOR, Divergence, Entry, Intervention, codecs_of, decode_exit, encode_exit, slept
+from flowdsl.flow import Cancelled, Defect, Execution, Existing, Exit, Perform, Receive, Signal, Start, Status
+from flowdsl.journal import BUG, OPERATOR, Divergence, Entry, Intervention, codecs_of, decode_exit, encode_exit
 from flowdsl.machine import Pending
 from flowdsl.operating import CannotRetry, Edits, Plan, Subject, edited, forked, position_of, retried, rewound
 from flowdsl.policy import within
+from flowdsl.story import Adopted, Arrived, Began, Called, Died, Dropped, Fate, Folded, Happening, Noted, Over, Recorded, Run, When, Wished
+from flowdsl.story.pending import awaits, role_of, waits
 from flowdsl.virtual import Rehearsal, VirtualAttempt
 
 I = TypeVar("I")  # noqa: E741
@@ -61,26 +63,11 @@ class _Kept:
     mails: int = 0
     activation: Activation | None = None
     heartbeats: dict[str, bytes] = field(factory=dict[str, bytes])
-
-
-@frozen
-class Run:
-    """What a run in memory gave."""
-
-    exit: Exit[Any, Any] | None
-    """How it ended; None when it waits for something that never comes."""
-    journal: tuple[Entry, ...]
-    story: tuple[str, ...]
-    """What happened, in short words: `fetch_page`, `save_page!` (it failed), `sleep 1s`."""
-    calls: Mapping[str, tuple[Any, ...]]
-    """The inputs that each activity was called with, by its durable name."""
-    notes: tuple[Report, ...]
-    id: str
-    cause: str | None = None
-
-    def count(self, activity: Activity[Any, Any, Any]) -> int:
-        """How many times an activity was called, repeated attempts included."""
-        return len(self.calls.get(activity.name, ()))
+    open: dict[str, Pending] = field(factory=dict[str, Pending])
+    """What it waited for after its last turn."""
+    claimed: bool = False
+    """Whether a process has had it: when that dies, another one takes it over."""
+    ended_at: datetime | None = None
 
 
 @frozen(order=True)
@@ -95,12 +82,19 @@ class _Late:
     ending: Ending = field(order=False)
 
 
+Doom: TypeAlias = Callable[[When, str, Sequence[Entry]], bool]
+"""Asked before and after the entries of a turn are recorded, with the id of their execution: True lets the process die at that moment."""
+
+
 class Memory:
     """Runs workflows of a deployment in memory. `answers` scripts activities by contract, in place of their bindings.
 
     Time is virtual and jumps to the next due timer. `crash(n)` is asked after the n-th recorded entry of an execution: True throws the worker's
-    memory away, and the execution is folded from its journal.
+    memory of that execution away, and it is folded from its journal. `doom` is the death of the whole process: it forgets all executions at once.
     """
+
+    doom: Doom | None = None
+    deaths = 0
 
     def __init__(
         self,
@@ -121,9 +115,12 @@ class Memory:
         self._deliveries: set[tuple[str, str, str, str]] = set()
         self._jobs: deque[tuple[str, Pending]] = deque()
         self._gate = Gate[tuple[str, Pending]]()
-        self._calls: dict[str, list[Any]] = {}
-        self._story: list[str] = []
-        self._notes: list[Report] = []
+        self._agenda: list[tuple[datetime, int, Callable[[], None]]] = []
+        self._log: list[Happening] = []
+        self._horizon: datetime | None = None
+        self._signals: dict[str, Signal[Any]] = {}
+        self._dying = False
+        self._depth = 0
         self._late: list[_Late] = []
         self._rehearsal = Rehearsal()
         self._count = 0
@@ -131,8 +128,12 @@ class Memory:
     def run(self, workflow: Workflow[I, A, E], request: I, *, key: str | None = None) -> Run:
         """Starts an execution and runs until nothing more can happen."""
         id = self.start(workflow, request, key=key)
-        self.go()
-        return self.look(id)
+        try:
+            self.go()
+        finally:
+            run = self.look(id)
+            run.keep()
+        return run
 
     def start(self, workflow: Workflow[I, A, E], request: I, *, key: str | None = None, tenant: str | None = None) -> str:
         """Starts an execution, idempotently by its key, and gives its id. Raises `Rejected` under reuse="reject"."""
@@ -155,8 +156,14 @@ class Memory:
     def signal(self, to: str, signal: Signal[T], payload: T, *, delivery: str | None = None, tenant: str | None = None) -> None:
         """Sends a signal to an execution id or a correlation key; the same delivery id acts once."""
         self._count += 1
+        self._signals[signal.name] = signal
         sent = Sent(to, "signal", signal.name, codec(signal.payload).encode(payload), delivery or f"sent-{self._count}")
         self._deliver(sent, self._tenant if tenant is None else tenant)
+
+    def later(self, due: datetime, do: Callable[[], None]) -> None:
+        """Does this when that time has come, before all else that is due then: what comes from outside."""
+        self._count += 1
+        heappush(self._agenda, (due, self._count, do))
 
     def cancel(self, id: str, reason: str = "asked to") -> None:
         """Asks an execution to end; one that is blocked does so when it is resumed."""
@@ -184,7 +191,7 @@ class Memory:
             return
         what = Intervention("terminate", "", reason)
         at = max(self.now, kept.journal[-1].at) if kept.journal else self.now
-        kept.journal.append(Entry(len(kept.journal), OPERATOR, at, "", "operator", "", what.encode()))
+        self._record(kept, [Entry(len(kept.journal), OPERATOR, at, "", "operator", "", what.encode())])
         self._forget_jobs(kept)
         self._end(kept, Ended("cancelled", encode_exit(kept.workflow, Cancelled(f"terminated: {reason}"))))
 
@@ -218,8 +225,9 @@ class Memory:
         self._create(copy)
         return new
 
-    def go(self) -> None:
-        """Runs until nothing more can happen without time or mail from outside; the clock jumps to whatever is due."""
+    def go(self, until: datetime | None = None) -> None:
+        """Runs until nothing more can happen, or until that time; the clock jumps to whatever is due."""
+        self._horizon = until
         try:
             while self._jobs or self._let_through() or self._find_children() or self._pass_time():
                 if self._jobs:
@@ -230,16 +238,29 @@ class Memory:
     def look(self, id: str) -> Run:
         """What is known of an execution."""
         kept = self._kept[id]
-        ended = kept.status not in OPEN or kept.status == "blocked"
-        exit = decode_exit(kept.workflow, kept.exit) if ended and kept.exit else None
-        calls = {name: tuple(requests) for name, requests in self._calls.items()}
-        return Run(exit, tuple(kept.journal), tuple(self._story), calls, tuple(self._notes), id, kept.cause)
+        elapsed = (kept.ended_at or self.now) - kept.execution.started_at
+        facts = (public_status(kept.status), kept.cause, tuple(waits(_pending(kept))), tuple(kept.journal), elapsed)
+        return Run(id, kept.workflow, _exit_of(kept), *facts, self._log, len(self._log), self.look)
+
+    def die(self) -> None:
+        """The process is gone at once, with all that it had in memory; another one takes over what is open."""
+        self._dying, self.deaths = False, self.deaths + 1
+        living = [kept for kept in self._kept.values() if kept.status in OPEN and kept.status != "blocked"]
+        for kept in living:
+            self._forget_jobs(kept)
+            kept.activation = None
+        for kept in living:
+            if kept.status in OPEN and kept.activation is None:
+                if not kept.claimed:
+                    self._log.append(Folded(self.now, kept.execution.id, 0))
+                self._wake(kept, taken_over=kept.claimed)
 
     # Interventions
 
     def _wish(self, id: str, kind: MailKind, reason: str) -> None:
         self._count += 1
         kept = self._kept[id]
+        self._log.append(Wished(self.now, id, kind, reason))
         if kept.status in OPEN:
             self._post(kept, Sent(id, kind, "", json.dumps(reason).encode(), f"sent-{self._count}"), None)
 
@@ -249,7 +270,8 @@ class Memory:
     def _intervene(self, kept: _Kept, plan: Plan) -> None:
         kept.activation = None  # from here on it records nothing more
         at = max(self.now, kept.journal[-1].at) if kept.journal else self.now
-        kept.journal.append(Entry(len(kept.journal), OPERATOR, at, "", "operator", "", plan.what.encode(), plan.live))
+        self._log.append(Wished(self.now, kept.execution.id, plan.what.action, plan.what.reason))
+        self._record(kept, [Entry(len(kept.journal), OPERATOR, at, "", "operator", "", plan.what.encode(), plan.live)])
         self._forget_jobs(kept)
         kept.mailbox = [mail for mail in kept.mailbox if mail.kind != "exit"]  # children that are retried end anew; the others' rows tell
         keys = [key for (_, _, key), id in self._aliases.items() if id == kept.execution.id]
@@ -266,38 +288,78 @@ class Memory:
         self._late = sorted(late for late in self._late if late.id != kept.execution.id)
 
     def _reopen(self, kept: _Kept) -> None:
-        kept.status, kept.exit, kept.cause = "running", b"", None
+        kept.status, kept.exit, kept.cause, kept.ended_at = "running", b"", None, None
         self._wake(kept, taken_over=False)
 
     # The store
 
     def _create(self, kept: _Kept) -> None:
         self._kept[kept.execution.id] = kept
+        self._log.append(Began(self.now, kept.execution.id, kept.execution, kept.workflow, kept.request, kept.parent_step))
         self._wake(kept, taken_over=False)
 
     def _wake(self, kept: _Kept, *, taken_over: bool) -> None:
+        if taken_over:
+            self._log.append(Folded(self.now, kept.execution.id, len(kept.journal)))
         kept.activation = Activation(kept.execution, kept.workflow, kept.request, self._deployment.workflow, self._deployment.limits)
         try:
             kept.activation.begin(live_entries(kept.journal), kept.mailbox, self.now, taken_over=taken_over)
         except Divergence as error:
-            kept.status, kept.cause = "blocked", str(error)
+            self._block(kept, str(error))
             return
         self._commit(kept)
+
+    def _block(self, kept: _Kept, cause: str) -> None:
+        kept.status, kept.cause, kept.activation = "blocked", cause, None
+        self._over(kept)
 
     def _active(self, kept: _Kept) -> Activation:
         assert kept.activation is not None
         return kept.activation
 
+    def _record(self, kept: _Kept, entries: Sequence[Entry]) -> None:
+        if entries:
+            kept.journal += entries
+            self._log.append(Recorded(self.now, kept.execution.id, entries))
+
     def _commit(self, kept: _Kept) -> None:
-        """One turn: everything in it happens, or, in a crash, nothing of it has left."""
+        """One turn: everything in it happens, or, if the process dies, nothing of it has left."""
+        if self._dying:
+            kept.activation = None
+            return
+        self._depth += 1
+        try:
+            self._take_turn(kept)
+        finally:
+            self._depth -= 1
+        if self._dying and not self._depth:
+            self.die()
+
+    def _take_turn(self, kept: _Kept) -> None:
         activation = self._active(kept)
         turn = activation.take_turn()
-        before = len(kept.journal)
-        kept.journal += turn.entries
-        numbers = range(before + 1, len(kept.journal) + 1)
+        if self._struck("before", kept, turn.entries):
+            kept.activation = None
+            return
+        before, kept.claimed = len(kept.journal), True
+        self._record(kept, turn.entries)
+        self._log += [Dropped(self.now, kept.execution.id, kept.open[step]) for step in turn.closed if step in kept.open]
+        kept.open = dict(activation.fold.machine.pending)
         kept.mailbox = [mail for mail in kept.mailbox if mail.seq not in turn.takes]
-        self._notes += turn.notes
-        self._story += [line for entry in turn.entries for line in _told(entry)]
+        self._follow(kept, turn, range(before + 1, len(kept.journal) + 1))
+        self._struck("after", kept, turn.entries)
+
+    def _struck(self, when: When, kept: _Kept, entries: Sequence[Entry]) -> bool:
+        if self.doom is None or self._dying or not entries or not self.doom(when, kept.execution.id, entries):
+            return False
+        self._log.append(Died(self.now, kept.execution.id, when, entries))
+        self._dying = True
+        return True
+
+    def _follow(self, kept: _Kept, turn: Turn, numbers: range) -> None:
+        """What a turn has decided, now that it is recorded."""
+        activation, id = self._active(kept), kept.execution.id
+        self._log += [Noted(self.now, id, note) for note in turn.notes]
         for child in turn.children:
             self._begin_child(kept, child)
         for mail in turn.mails:
@@ -309,21 +371,26 @@ class Memory:
         if turn.ended is not None:
             self._end(kept, turn.ended)
         elif activation.paused is not None:
-            for one in [*turn.performs, *(one for id, one in self._jobs if id == kept.execution.id)]:
-                activation.withdraw(one, self.now)
-            kept.journal += activation.take_turn().entries
-            self._jobs = deque(job for job in self._jobs if job[0] != kept.execution.id)
-            if not any(late.activation is activation and self._wanted((late.id, late.one)) for late in self._late):  # what runs may end first
-                kept.status, kept.cause, kept.activation = "blocked", f"paused: {activation.paused}", None
+            self._pause(kept, activation, turn)
         elif self._crash is not None and any(self._crash(n) for n in numbers):
+            self._log.append(Died(self.now, id, "after", turn.entries))
             self._forget_jobs(kept)
             self._wake(kept, taken_over=True)
         else:
             self._let_out(kept, turn)
 
+    def _pause(self, kept: _Kept, activation: Activation, turn: Turn) -> None:
+        for one in [*turn.performs, *(one for id, one in self._jobs if id == kept.execution.id)]:
+            activation.withdraw(one, self.now)
+        self._record(kept, activation.take_turn().entries)
+        self._jobs = deque(job for job in self._jobs if job[0] != kept.execution.id)
+        if not any(late.activation is activation and self._wanted((late.id, late.one)) for late in self._late):  # what runs may end first
+            self._block(kept, f"paused: {activation.paused}")
+
     def _let_out(self, kept: _Kept, turn: Turn) -> None:
         for one in turn.asks:
-            self._ask(kept, one)
+            if not self._dying:
+                self._ask(kept, one)
         for one in turn.performs:
             if budgets := _budgets(kept, one):
                 self._gate.join((kept.execution.id, one), budgets, kept.execution.tenant, kept.workflow.priority)
@@ -335,9 +402,7 @@ class Memory:
             return
         execution = Execution(child.id, parent.execution.tenant, child.workflow, child.key, parent.execution.id, self.now)
         workflow = self._deployment.workflow(child.workflow, child.version)
-        kept = _Kept(execution, workflow, child.request, parent.execution.id, child.step, child.detached, child.terminates)
-        self._kept[child.id] = kept
-        self._wake(kept, taken_over=False)
+        self._create(_Kept(execution, workflow, child.request, parent.execution.id, child.step, child.detached, child.terminates))
 
     def _deliver(self, mail: Sent, tenant: str) -> None:
         """Once by its delivery id. What nobody waits for is kept under its key for the next who does."""
@@ -345,13 +410,22 @@ class Memory:
         if kept is None or kept.execution.tenant != tenant:
             kept, key = self._kept.get(self._aliases.get((tenant, mail.name, mail.to), "")), mail.to
         ended = kept is not None and kept.status not in OPEN
-        if (ended and key is None) or (tenant, mail.name, mail.to, mail.delivery) in self._deliveries:
+        seen = (tenant, mail.name, mail.to, mail.delivery)
+        if (ended and key is None) or seen in self._deliveries:
+            self._arrived(kept, mail, "again" if seen in self._deliveries else "too late")
             return
-        self._deliveries.add((tenant, mail.name, mail.to, mail.delivery))
+        self._deliveries.add(seen)
         if kept is None or ended:
-            self._unmatched.setdefault((tenant, mail.name, mail.to), []).append(mail)
+            self._arrived(None, mail, "kept under its key")
+            self._unmatched.setdefault(seen[:3], []).append(mail)
         else:
+            self._arrived(kept, mail, "taken" if awaits(_pending(kept), mail.name, key) else "kept")
             self._post(kept, mail, key)
+
+    def _arrived(self, kept: _Kept | None, mail: Sent, fate: Fate) -> None:
+        if mail.kind == "signal":
+            known = self._signals.get(mail.name)
+            self._log.append(Arrived(self.now, "" if kept is None else kept.execution.id, mail.name, mail.body, mail.to, fate, known))
 
     def _post(self, kept: _Kept, mail: Sent, key: str | None) -> None:
         kept.mails += 1
@@ -369,12 +443,17 @@ class Memory:
     def _end(self, kept: _Kept, ended: Ended) -> None:
         kept.status, kept.exit, kept.cause = ended.status, ended.exit, ended.cause
         kept.activation = None
+        self._over(kept)
         if kept.status == "blocked":
             return
         self._cancel_children(kept, "")
         parent = self._kept.get(kept.parent or "")
         if parent is not None and not kept.detached:
             self._post(parent, Sent(parent.execution.id, "exit", kept.execution.id, kept.exit, kept.execution.id), None)
+
+    def _over(self, kept: _Kept) -> None:
+        kept.ended_at = self.now
+        self._log.append(Over(self.now, kept.execution.id, public_status(kept.status), _exit_of(kept), kept.cause))
 
     # What the store is asked
 
@@ -415,6 +494,7 @@ class Memory:
             return
         joined = self._kept[taken]
         joined.parent, joined.parent_step = kept.execution.id, one.step
+        self._log.append(Adopted(self.now, taken, kept.execution.id))
         activation.answered(one.step, codec(str).encode(taken), self.now)
         if joined.status not in OPEN:
             self._post(kept, Sent(kept.execution.id, "exit", taken, joined.exit, taken), None)
@@ -450,20 +530,41 @@ class Memory:
                     return True
         return False
 
-    def _pass_time(self) -> bool:
-        """Jumps to the next due time; False when nothing is due ever."""
+    def next_due(self) -> datetime | None:
+        """When something is due next; None when nothing is, ever."""
+        return self._next(self._timers())
+
+    def _next(self, timers: list[tuple[datetime, _Kept]]) -> datetime | None:
+        dues = [due for due, _ in timers]
+        if self._late:
+            dues.append(self._late[0].due)
+        if self._agenda:
+            dues.append(self._agenda[0][0])
+        if (opens := self._gate.next(self.now)) is not None:
+            dues.append(opens)
+        return min(dues, default=None)
+
+    def _timers(self) -> list[tuple[datetime, _Kept]]:
         live = [kept for kept in self._kept.values() if kept.activation is not None and kept.status in OPEN]
-        dues = [(due, kept) for kept in live if (due := kept.activation.next_due if kept.activation else None) is not None]
-        opens = self._gate.next(self.now)
-        others = [due for due, _ in dues] + ([opens] if opens is not None else [])
-        if self._late and all(self._late[0].due <= due for due in others):
+        return [(due, kept) for kept in live if kept.activation is not None and (due := kept.activation.next_due) is not None]
+
+    def _pass_time(self) -> bool:
+        """Jumps to the next due time; False when nothing is due ever. First comes what is from outside, then attempts that end, then timers."""
+        timers = self._timers()
+        due = self._next(timers)
+        if due is None or (self._horizon is not None and due > self._horizon):
+            self.now = self.now if due is None or self._horizon is None else max(self.now, self._horizon)
+            return False
+        if self._agenda and self._agenda[0][0] <= due:
+            self.now = max(self.now, due)
+            heappop(self._agenda)[2]()
+            return True
+        if self._late and self._late[0].due <= due:
             self._come(heappop(self._late))
             return True
-        if not others:
-            return False
-        self.now = max(self.now, min(others))
-        for due, kept in dues:
-            if due <= self.now and kept.activation is not None:
+        self.now = max(self.now, due)
+        for over, kept in timers:
+            if over <= self.now and kept.activation is not None:
                 kept.activation.tick(self.now)
                 self._commit(kept)
         return True
@@ -489,11 +590,12 @@ class Memory:
         if activation is None or not isinstance(instruction, Perform) or not self._wanted((id, one)):
             return
         activity, body = instruction.activity, activation.fold.request(one)
-        codecs = codecs_of(activity.root)
-        self._calls.setdefault(activity.name, []).append(codecs.request.decode(body))
-        answer = self._answers.get(activity.name) or self._deployment.binding(activity.name).implementation
+        answer = self._answer(activity, body)
         attempt = self._attempt(kept, activity, activation.fold.key(one.step), one)
-        ending, took = self._rehearsal.carry_out(attempt, answer, codecs.request.decode(body))
+        called = Called(self.now, id, one.step, activity, body, attempt.idempotency_key, attempt.number, role_of(one))
+        self._log.append(called)
+        ending, took = self._rehearsal.carry_out(attempt, answer, codecs_of(activity.root).request.decode(body), self._takes(activity))
+        called.exit, called.took = ending.exit, took
         if attempt.details is not None:
             kept.heartbeats[attempt.idempotency_key] = attempt.details
         if took:
@@ -501,6 +603,14 @@ class Memory:
             heappush(self._late, _Late(self.now + took, self._count, id, one, activation, ending))
         else:
             self._ended(kept, activation, one, ending)
+
+    def _answer(self, activity: Activity[Any, Any, Any], request: bytes) -> Answer:
+        """What carries out an attempt of this activity."""
+        return self._answers.get(activity.name) or self._deployment.binding(activity.name).implementation
+
+    def _takes(self, activity: Activity[Any, Any, Any]) -> timedelta:
+        """How long its attempts take at least."""
+        return timedelta()
 
     def _attempt(self, kept: _Kept, activity: Activity[Any, Any, Any], key: str, one: Pending) -> VirtualAttempt:
         ends, overall = [after(self.now, activity.policies.start_to_close)], activity.policies.schedule_to_close
@@ -517,13 +627,17 @@ class Memory:
         self._gate.over((kept.execution.id, one), budgets)
         if (rest := wished_rest(ending.exit, ending.wait)) is not None:
             self._gate.rest(budgets, self.now + rest, self.now)
-        activation.ended(one.step, ending.exit, self.now, timed_out=ending.timed_out, final=ending.final, wait=ending.wait)
-        self._commit(kept)
+        if kept.activation is activation:  # else it ended, or the process died, while the attempt was under way
+            activation.ended(one.step, ending.exit, self.now, timed_out=ending.timed_out, final=ending.final, wait=ending.wait)
+            self._commit(kept)
 
 
 def _budgets(kept: _Kept, one: Pending) -> Counted:
     assert isinstance(one.instruction, Perform)
-    return counted(one.instruction.activity.policies.budget, kept.execution.tenant, kept.workflow.name)
+    budgets = one.instruction.activity.policies.budget
+    if not budgets:
+        return ()
+    return counted(budgets, kept.execution.tenant, kept.workflow.name)
 
 
 def _children_of(parent: _Kept) -> str:
@@ -536,11 +650,10 @@ def public_status(stored: Stored) -> Status:
     return "open" if stored == "running" or stored == "suspended" else stored
 
 
-def _told(entry: Entry) -> list[str]:
-    kind, _, rest = entry.fingerprint.partition(" ")
-    name = rest.partition(" ")[0].rpartition(".")[2]
-    if kind == "sleep":
-        return [f"sleep {slept(rest)}"]
-    if kind == "perform":
-        return [name + ("!" if entry.kind in (ATTEMPT, FAILURE, BUG) else "")]
-    return [f"{kind} {name}".strip()] if kind else []
+def _pending(kept: _Kept) -> list[Pending]:
+    return [] if kept.activation is None else list(kept.activation.fold.machine.pending.values())
+
+
+def _exit_of(kept: _Kept) -> Exit[Any, Any] | None:
+    ended = kept.status not in OPEN or kept.status == "blocked"
+    return decode_exit(kept.workflow, kept.exit) if ended and kept.exit else None

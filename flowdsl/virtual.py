@@ -69,7 +69,10 @@ class Rehearsal:
     def __init__(self) -> None:
         self._runner: asyncio.Runner | None = None
 
-    def carry_out(self, attempt: VirtualAttempt, implementation: Callable[[Any], Any], request: Any) -> tuple[Ending, timedelta]:
+    def carry_out(
+        self, attempt: VirtualAttempt, implementation: Callable[[Any], Any], request: Any, takes: timedelta = timedelta()
+    ) -> tuple[Ending, timedelta]:
+        """`takes`: how long it takes at least, its heart beating meanwhile."""
         context = copy_context()
         context.run(current_attempt.set, attempt)
         try:
@@ -77,11 +80,12 @@ class Rehearsal:
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            return raised(error), timedelta()
+            return _lasting(attempt, raised(error), timedelta(), takes)
         if not inspect.isawaitable(answer):
-            return returned(attempt.activity, answer), timedelta()
+            return _lasting(attempt, returned(attempt.activity, answer), timedelta(), takes)
         self._runner = self._runner or asyncio.Runner(loop_factory=VirtualLoop)
-        return self._runner.run(_timed(attempt, answer), context=context)
+        ending, took = self._runner.run(_timed(attempt, answer), context=context)
+        return _lasting(attempt, ending, took, takes)
 
     def close(self) -> None:
         if self._runner is not None:
@@ -89,14 +93,27 @@ class Rehearsal:
             self._runner = None
 
 
+def _lasting(attempt: VirtualAttempt, ending: Ending, took: timedelta, takes: timedelta) -> tuple[Ending, timedelta]:
+    """An ending that comes later, or not at all if that is too late."""
+    if takes <= took or ending.timed_out:
+        return ending, took
+    span, limit = _first(_ends(attempt, 0.0), 0.0, None)
+    return (ran_out(attempt.activity, span), timedelta(seconds=limit)) if limit <= takes.total_seconds() else (ending, takes)
+
+
+def _ends(attempt: VirtualAttempt, begun: float) -> dict[Span, float]:
+    ends: dict[Span, float] = {"timeout": begun + attempt.activity.policies.start_to_close.total_seconds()}
+    if attempt.left is not None:
+        ends["schedule_to_close"] = begun + attempt.left
+    return ends
+
+
 async def _timed(attempt: VirtualAttempt, answer: Any) -> tuple[Ending, timedelta]:
     loop = asyncio.get_running_loop()
     assert isinstance(loop, VirtualLoop)
     jumped, attempt.beat = loop.jumped, loop.time()
     policies = attempt.activity.policies
-    ends: dict[Span, float] = {"timeout": attempt.beat + policies.start_to_close.total_seconds()}
-    if attempt.left is not None:
-        ends["schedule_to_close"] = attempt.beat + attempt.left
+    ends = _ends(attempt, attempt.beat)
     task = loop.create_task(_ending(attempt, answer))
     task.add_done_callback(_seen)  # when a person interrupts, the loop raises it too
     over: Span | None = None

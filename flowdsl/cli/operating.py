@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from flowdsl.binding import Deployment
+    from flowdsl.compat import Fit
     from flowdsl.operating import Edits
     from flowdsl.postgres.operating import Done, Operator
     from flowdsl.postgres.store import Store
@@ -438,9 +440,15 @@ def prune(older_than: str, workflow: str | None, statuses: tuple[Any, ...], tena
 )
 @DEPLOYMENT
 @click.option("--workflow", metavar="NAME")
+@click.option(
+    "--journals",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help="Instead of a store: recorded executions in files, ended ones too (see `flowdsl export --golden`).",
+)
 @DATABASE
 @JSON
-def compat(deployment: str, workflow: str | None, database: str | None, as_json: bool) -> None:
+def compat(deployment: str, workflow: str | None, journals: Path | None, database: str | None, as_json: bool) -> None:
     """Folds all open executions of the store through the code at hand: fits, needs a marker here, breaks at this step. Calls nothing.
 
     Run it before a deploy.
@@ -448,49 +456,69 @@ def compat(deployment: str, workflow: str | None, database: str | None, as_json:
     if as_json:
         only_json()
     loaded = load(deployment)
+    if journals is not None:
+        from flowdsl.cli.proving import compare_journals
+
+        sys.exit(compare_journals(loaded, journals, workflow, as_json))
 
     async def work(store: Store) -> int:
-        from flowdsl.compat import Fit
         from flowdsl.postgres.compat import compared
 
         groups: dict[tuple[str, str, str, str], list[Fit]] = {}
         async for one in compared(store, loaded, workflow=workflow):
             groups.setdefault(one.group, []).append(one)
-        bad = [found for (_, verdict, _, _), found in groups.items() if verdict != "fits"]
-        if as_json:
-            emit([
-                {"workflow": name, "verdict": verdict, "where": where, "why": why, "executions": len(found), "first": found[0].execution,
-                 "step": found[0].step, "lines": found[0].lines}
-                for (name, verdict, where, why), found in sorted(groups.items())
-            ])  # fmt: skip
-            return 1 if bad else 0
-        for (name, verdict, where, why), found in sorted(groups.items()):
-            place = f" at {where}" if where and verdict != "fits" else ""
-            click.secho(f"{'✓' if verdict == 'fits' else '✗'} {name}: {len(found)} {verdict}{place}", fg="green" if verdict == "fits" else "red")
-            if why:
-                click.echo(f"  {shown(why)}")
-                click.echo("\n".join(f"  {line}" for line in found[0].lines))
-                click.secho(f"  the first of them: {found[0].execution}", dim=True)
-        if not groups:
-            click.echo("no open executions")
-        return 1 if bad else 0
+        return tell_fits(groups, as_json, empty="no open executions")
 
     on_store(database, work)
+
+
+def tell_fits(groups: dict[tuple[str, str, str, str], list[Fit]], as_json: bool, *, empty: str) -> int:
+    """Tells verdicts, those that are alike once, and gives the exit code."""
+    bad = [found for (_, verdict, _, _), found in groups.items() if verdict != "fits"]
+    if as_json:
+        emit([
+            {"workflow": name, "verdict": verdict, "where": where, "why": why, "executions": len(found), "first": found[0].execution,
+             "step": found[0].step, "lines": found[0].lines}
+            for (name, verdict, where, why), found in sorted(groups.items())
+        ])  # fmt: skip
+        return 1 if bad else 0
+    for (name, verdict, where, why), found in sorted(groups.items()):
+        place = f" at {where}" if where and verdict != "fits" else ""
+        click.secho(f"{'✓' if verdict == 'fits' else '✗'} {name}: {len(found)} {verdict}{place}", fg="green" if verdict == "fits" else "red")
+        if why:
+            click.echo(f"  {shown(why)}")
+            click.echo("\n".join(f"  {line}" for line in found[0].lines))
+            click.secho(f"  the first of them: {found[0].execution}", dim=True)
+    if not groups:
+        click.echo(empty)
+    return 1 if bad else 0
 
 
 @click.command("export", short_help="Executions as one JSON document.")
 @click.argument("ids", nargs=-1, required=True, metavar="ID…")
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Default: stdout.")
+@click.option(
+    "--golden",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help="Journals alone, each in a readable file there: for `flowdsl compat --journals FOLDER`.",
+)
 @TENANT
 @DATABASE
-def export(ids: tuple[str, ...], output: Path | None, tenant: str, database: str | None) -> None:
+def export(ids: tuple[str, ...], output: Path | None, golden: Path | None, tenant: str, database: str | None) -> None:
     """Executions with their journals, mail and descendants, as of one moment."""
+    if golden is not None and output is not None:
+        raise click.UsageError("--golden and --output are two forms: name one of them")
 
     async def work(store: Store) -> int:
         from flowdsl.postgres.moving import exported
 
         text = await exported(store, ids, tenant=tenant)
-        if output is None:
+        if golden is not None:
+            from flowdsl.testing.golden import read, written
+
+            click.echo("\n".join(map(str, written(golden, read(text)))))
+        elif output is None:
             click.echo(text)
         else:
             output.write_text(text, encoding="utf-8")  # noqa: ASYNC240 (nothing else goes on)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -54,7 +54,7 @@ async def imported(store: Store, document: str, *, tenant: str | None = None) ->
         found = json.loads(document)
         if found["flowdsl"] != FORMAT:
             raise StoreError(f"this is an export of format {found['flowdsl']}, and this flowdsl reads {FORMAT}", "Use the flowdsl that wrote it")
-        rows = {table: [{name: _read(value) for name, value in row.items()} for row in found[table]] for table in _TABLES}
+        rows = plain_rows(found)
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(f"this is no export of flowdsl ({type(error).__name__}: {error})", "Make one with `flowdsl export`") from error
     for row in rows["executions"]:
@@ -74,6 +74,11 @@ async def imported(store: Store, document: str, *, tenant: str | None = None) ->
         what = getattr(error, "detail", "")
         raise StoreError(f"something of it is in this store already ({what})", "Nothing was imported") from error
     return [str(row["id"]) for row in rows["executions"]]
+
+
+def plain_rows(document: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The rows of an exported document by their tables, with values as a store gives them."""
+    return {table: [{name: _read(value) for name, value in row.items()} for row in document[table]] for table in _TABLES}
 
 
 async def _insert(connection: Any, table: str, row: dict[str, Any]) -> None:
@@ -108,4 +113,4 @@ def _read(value: Any) -> Any:
             return value
 
 
-__all__ = ["exported", "imported"]
+__all__ = ["exported", "imported", "plain_rows"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any, ClassVar
 
 from attrs import define, field
@@ -14,55 +14,15 @@ from flowdsl import Activity, Deployment, Workflow, this_attempt
 from flowdsl.activation import OPEN
 from flowdsl.flow import Exit, Signal
 from flowdsl.journal import SUCCESS, Entry
-from flowdsl.machine import Pending
 from flowdsl.memory import Memory, _Kept, public_status
-from tests.conformance.world import SOON, Doom, Row, World
+from tests.conformance.world import SOON, Row, World
 
 ENOUGH = 20_000
 """Steps after which a run is taken for endless."""
 
 
 class Mortal(Memory):
-    """Forgets everything at once when its doom strikes."""
-
-    doom: Doom | None = None
-    deaths = 0
-    depth = 0
-    dying = False
-
-    def _commit(self, kept: _Kept) -> None:
-        activation = kept.activation
-        if self.dying and activation is None:
-            return
-        self.depth += 1
-        try:
-            waiting = 0 if activation is None else len(activation._turn.entries)
-            if self.doom is not None and self.doom.strikes("before", waiting):
-                self.dying, kept.activation = True, None
-            elif not self.dying:
-                super()._commit(kept)
-                if self.doom is not None and self.doom.strikes("after", waiting):
-                    self.dying = True
-            else:
-                kept.activation = None
-        finally:
-            self.depth -= 1
-        if self.dying and not self.depth:
-            self.die()
-
-    def _ask(self, kept: _Kept, one: Pending) -> None:
-        if not self.dying:
-            super()._ask(kept, one)
-
-    def die(self) -> None:
-        self.dying, self.deaths = False, self.deaths + 1
-        living = [kept for kept in self._kept.values() if kept.status in OPEN and kept.status != "blocked"]
-        for kept in living:
-            self._forget_jobs(kept)
-            kept.activation = None
-        for kept in living:
-            if kept.status in OPEN and kept.activation is None:
-                self._wake(kept, taken_over=True)
+    """A process over a record that outlives it: it dies as it is told, and may be followed by one with other code."""
 
     def replaced(self, deployment: Deployment) -> None:
         """Other code, over the same record."""
@@ -74,11 +34,6 @@ class Mortal(Memory):
         for kept in living:
             if kept.status != "blocked" and kept.activation is None:
                 self._wake(kept, taken_over=False)
-
-    def next_due(self) -> datetime | None:
-        dues: list[datetime | None] = [kept.activation.next_due for kept in self._kept.values() if kept.activation and kept.status in OPEN]
-        dues += [self._late[0].due if self._late else None, self._gate.next(self.now)]
-        return min((due for due in dues if due is not None), default=None)
 
     def step(self, horizon: timedelta | None) -> bool:
         """Does one thing. False when there is nothing to do but to wait longer than that."""
@@ -102,7 +57,8 @@ class InMemory(World):
     @property
     def m(self) -> Mortal:
         assert self.memory is not None, "deploy first"
-        self.memory.doom = self.doom
+        doom = self.doom
+        self.memory.doom = None if doom is None else lambda when, _, entries: doom.strikes(when, len(entries))
         return self.memory
 
     async def deploy(self, *workflows: Workflow[Any, Any, Any]) -> None:

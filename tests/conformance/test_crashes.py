@@ -35,7 +35,7 @@ from flowdsl import (
     workflow,
 )
 from flowdsl.journal import ATTEMPT, INTERRUPTED
-from flowdsl.memory import _told
+from flowdsl.story import words
 from tests.conformance.parts import Order, Refused, act, mark, news, once, other, plain, sure, undo
 from tests.conformance.world import World
 
@@ -168,7 +168,7 @@ async def told(world: World, code: Workflow[str, Any, Any]) -> tuple[Told, str]:
 
 async def settled(world: World, id: str) -> list[str]:
     """Its story without failed attempts: how many there are hangs on how many a death cut short."""
-    return [line for entry in await world.journal(id) if entry.kind not in (ATTEMPT, INTERRUPTED) for line in _told(entry)]
+    return [line for entry in await world.journal(id) if entry.kind not in (ATTEMPT, INTERRUPTED) for line in words(entry)]
 
 
 async def entries(world: World, id: str) -> int:

@@ -15,7 +15,7 @@ from flowdsl.activation import live_entries
 from flowdsl.binding import named_in
 from flowdsl.flow import Exit, Signal, Status
 from flowdsl.journal import ATTEMPT, INTERRUPTED, OPERATOR, Entry
-from flowdsl.memory import _told
+from flowdsl.story import words
 from tests.conformance.parts import mark
 
 SOON = 0.25
@@ -212,7 +212,7 @@ class World(ABC):
     async def story(self, id: str) -> list[str]:
         """What its journal tells, in short words; what a crash cut short is left out, and so is what was taken back."""
         entries = live_entries(await self.journal(id)) if any(one.kind == OPERATOR for one in await self.journal(id)) else await self.journal(id)
-        return [line for entry in entries if entry.kind not in (INTERRUPTED, OPERATOR) for line in _told(entry)]
+        return [line for entry in entries if entry.kind not in (INTERRUPTED, OPERATOR) for line in words(entry)]
 
     def requests(self, contract: Activity[Any, Any, Any]) -> list[Any]:
         """What that activity was called with, call by call."""

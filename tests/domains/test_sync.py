@@ -248,7 +248,7 @@ def run(church: Church, workflow: Any = main_sync, order: Any = None, **more: An
 
 
 def asked(found: Run) -> list[PageOrder]:
-    return list(found.calls["ProcessEntityPage"])
+    return list(found.calls(contracts.process_entity_page))
 
 
 def lists(found: Run, sync_type: str = "full") -> list[str]:
@@ -274,7 +274,7 @@ def test_the_manifest_alone_decides_what_is_synced_and_after_what(manifest: Mani
             last = max(i for i, one in enumerate(pages) if one == needed)
             assert last < pages.index(name), f"{name} began before {needed} was over"
     assert [one.entity_name for one in answer(found).results] == list(graph.sync_order)
-    assert [one.relationship for one in found.calls["LinkEntity"]] == [link.relationship for link in graph.links]
+    assert [one.relationship for one in found.calls(contracts.link_entity)] == [link.relationship for link in graph.links]
 
 
 def test_each_child_is_told_its_dependencies() -> None:
@@ -308,14 +308,14 @@ def test_what_hangs_on_a_failed_entity_is_skipped_and_says_so() -> None:
         "Address": "Person was not synced",
     }
     assert results["Merger"].status == "completed"
-    assert "LinkEntity" not in found.calls
+    assert "LinkEntity" not in found.calls()
 
 
 def test_a_refused_credential_ends_the_sync_before_it_begins() -> None:
     refusal = Unauthorized(401, "CAPUCHIN", "Check the token")
     found = run(Church(refusal=refusal))
     assert found.exit == Failure(refusal)
-    assert "ProcessEntityPage" not in found.calls
+    assert "ProcessEntityPage" not in found.calls()
 
 
 def test_an_unknown_adapter_is_a_failure() -> None:
@@ -337,19 +337,19 @@ PERSON = EntitySync("org_1", "church", "Person", "full")
 
 def test_pages_follow_each_other_with_the_pause_they_ask_for() -> None:
     found = run(Church(pages={"Person": 3}, pause=timedelta(seconds=1)), entity_sync, PERSON)
-    told = [one for one in found.story if one.startswith(("ProcessEntityPage", "sleep"))]
+    told = [one for one in found.story() if one.startswith(("ProcessEntityPage", "sleep"))]
     assert told == ["ProcessEntityPage", "sleep 1s", "ProcessEntityPage", "sleep 1s", "ProcessEntityPage", "ProcessEntityPage"]
     assert answer(found) == EntitySynced("Person", "full", 30, 3, 0)
 
 
 def test_no_pause_is_no_timer() -> None:
     found = run(Church(pages={"Person": 3}), entity_sync, PERSON)
-    assert not [one for one in found.story if one.startswith("sleep")]
+    assert not [one for one in found.story() if one.startswith("sleep")]
 
 
 def test_the_watermark_is_the_newest_change_seen() -> None:
     found = run(Church(pages={"Person": 3}), entity_sync, PERSON)
-    status: SyncStatus = found.calls["UpdateSyncStatus"][0]
+    status: SyncStatus = found.calls(contracts.update_sync_status)[0]
     assert status.newest == NOON + timedelta(seconds=2)
     assert status.records == 30
 
@@ -358,8 +358,8 @@ def test_one_person_only_moves_no_watermark() -> None:
     found = run(Church(), entity_sync, evolve(PERSON, subject="501"))
     assert [one.endpoint.name for one in asked(found)] == ["getPersonById"]
     assert asked(found)[0].order.dependencies == Needs()
-    assert "UpdateSyncStatus" not in found.calls
-    assert "MeasureEntity" not in found.calls
+    assert "UpdateSyncStatus" not in found.calls()
+    assert "MeasureEntity" not in found.calls()
 
 
 def test_two_persons_have_two_keys() -> None:

@@ -508,7 +508,7 @@ class TestWhateverItDoes:
 
         done = Memory(Deployment([twice], [bind(many, keeps)])).run(twice, ["a"])
         assert done.exit == Success([["a"], ["a"], ["a"]])
-        assert done.calls["many"] == (["a"], ["a"])
+        assert done.calls()["many"] == (["a"], ["a"])
 
     def test_nor_what_it_was_given(self) -> None:
         """Each attempt gets its own: what the first did to its input, the second does not see."""
