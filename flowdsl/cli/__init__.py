@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from flowdsl.cli import auditing, breaking, drawing, keeping, looking, operating, running, scheduling
+from flowdsl.cli import auditing, breaking, drawing, keeping, keys, looking, operating, proving, running, scheduling, serving
 from flowdsl.cli.edge import LOGS, Commands
 
 __all__ = ["main"]
@@ -31,8 +31,11 @@ for command in (
     *drawing.COMMANDS,
     *keeping.COMMANDS,
     *operating.COMMANDS,
+    *proving.COMMANDS,
     *auditing.COMMANDS,
     *scheduling.COMMANDS,
+    *keys.COMMANDS,
+    *serving.COMMANDS,
     *breaking.COMMANDS,
 ):
     main.add_command(command)

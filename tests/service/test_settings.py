@@ -1,0 +1,118 @@
+"""Settings: the defaults, a file over them, the environment over both, and one clear line for what is wrong."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from flowdsl.service.settings import BadSettings, Settings, load
+
+EXAMPLE = """
+[server]
+host = "0.0.0.0"
+port = 8084
+timeout_seconds = 30
+
+[temporal]
+server_url = "http://localhost:7233"
+namespace = "default"
+task_queue = "workflow-service-queue"
+worker_identity = "workflow-service-worker"
+max_concurrent_activities = 100
+max_concurrent_workflows = 50
+
+[services]
+auth_service = "http://localhost:8081"
+user_service = "http://localhost:8082"
+tenant_service = "http://localhost:8085"
+file_service = "http://localhost:8083"
+api_gateway = "http://localhost:8080"
+
+[workflows]
+default_timeout = "300s"
+batch_size = 100
+
+[workflows.retry_policy]
+initial_interval = "1s"
+backoff_coefficient = 2.0
+maximum_interval = "60s"
+maximum_attempts = 3
+"""
+
+
+@pytest.fixture(autouse=True)
+def nobody_has_set_anything(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    file = tmp_path / "some.toml"
+    file.write_text(text)
+    return file
+
+
+def test_a_whole_file_says_what_the_defaults_say_but_for_the_host(tmp_path: Path) -> None:
+    settings = load(written(tmp_path, EXAMPLE))
+    assert settings.server.host == "0.0.0.0" and Settings().server.host == "127.0.0.1"  # others reach it only when somebody says so
+    assert (settings.server.port, settings.temporal, settings.services, settings.workflows) == (
+        Settings().server.port,
+        Settings().temporal,
+        Settings().services,
+        Settings().workflows,
+    )
+
+
+def test_the_environment_is_over_the_file_and_the_file_over_the_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = written(tmp_path, '[server]\nport = 1\nbody_bytes = 2\n[workflows.retry_policy]\nmaximum_interval = "2m"')
+    monkeypatch.setenv("FLOWDSL_SERVER_PORT", "3")
+    settings = load(file)
+    assert (settings.server.port, settings.server.body_bytes, settings.server.page) == (3, 2, 100)
+    assert settings.workflows.retry_policy.maximum_interval == timedelta(minutes=2)
+
+
+def test_a_file_of_this_name_is_found_here(tmp_path: Path) -> None:
+    assert load() == Settings()
+    (tmp_path / "flowdsl.toml").write_text('[server]\nport = 5\n[database]\nurl = "postgresql:///x"')
+    assert (load().server.port, load().database.url) == (5, "postgresql:///x")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('[server]\nport = "abc"', "some.toml: server.port must be a whole number, and is 'abc'"),
+        ("[server]\nport = 1.5", "server.port must be a whole number, and is 1.5"),
+        ("[server]\nport = true", "server.port must be a whole number, and is True"),
+        ("[server]\nport = 70000", "server.port must be 0 to 65535, and is 70000"),
+        ("[server]\nprot = 1", "some.toml: server.prot is no setting (did you mean server.port?)"),
+        ("[serv", "some.toml: Expected ']'"),
+        ("[server]\nhost = 1", "server.host must be text in quotes, and is 1"),
+        ('[server]\nhost = ""', "server.host must not be empty"),
+        ("[other]\nx = 1", "other.x is no setting"),
+        ('[services]\nauth_service = "localhost"', "services.auth_service must be an address like"),
+        ('[workflows]\ndefault_timeout = "30 parsecs"', 'workflows.default_timeout must be a time like "300s"'),
+        ('[workflows.retry_policy]\ninitial_interval = "0s"', "workflows.retry_policy.initial_interval must be longer than no time"),
+        ("[server]\ntimeout_seconds = nan", "server.timeout_seconds must be a number"),
+    ],
+)
+def test_what_is_wrong_is_one_clear_line(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(BadSettings) as caught:
+        load(written(tmp_path, text))
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_two_that_are_wrong_are_told_together(tmp_path: Path) -> None:
+    with pytest.raises(BadSettings, match=r"server.port must .*; .*server.page must "):
+        load(written(tmp_path, '[server]\nport = "a"\npage = "b"'))
+
+
+def test_the_environment_is_named_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLOWDSL_WORKFLOWS_BATCH_SIZE", "many")
+    with pytest.raises(BadSettings, match=r"FLOWDSL_WORKFLOWS_BATCH_SIZE in the environment: workflows.batch_size must be a whole number"):
+        load()
+
+
+def test_a_file_that_is_not_there_is_said_to_be_missing(tmp_path: Path) -> None:
+    with pytest.raises(BadSettings, match="there is no such file"):
+        load(tmp_path / "none.toml")
