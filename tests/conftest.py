@@ -18,7 +18,7 @@ import pytest
 from flowdsl.postgres.embedded import start
 from flowdsl.postgres.schema import migrate
 
-pytest.register_assert_rewrite("tests.postgres", "tests.laws", "tests.conformance", "tests.adapters")
+pytest.register_assert_rewrite("tests.postgres", "tests.laws", "tests.conformance", "tests.adapters", "tests.simulation", "tests.service")
 hypothesis.settings.register_profile("flowdsl", deadline=None)  # a machine that is busy is no failure
 hypothesis.settings.load_profile("flowdsl")
 
