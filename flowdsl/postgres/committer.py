@@ -108,7 +108,7 @@ class Committer:
         await self.close()
 
     def submit(self, commit: Commit) -> None:
-        parts = _parts(_measured(commit))
+        parts = _parts(commit)
         self._under_way[commit.execution] += 1
         self._enqueue(parts[0] if len(parts) == 1 else _first(parts, self.submit))
 
@@ -246,7 +246,7 @@ def _parts(commit: Commit) -> list[Commit]:
 
     Mail, in or out, belongs to an entry that must not be recorded without it: such a turn stays whole.
     """
-    turn = commit.turn
+    turn = _measured(commit).turn
     if (commit.rows <= ROWS and commit.size <= BYTES) or turn.takes or turn.mails or turn.cancels or turn.audits:
         return [commit]
     children = {child.step: child for child in turn.children}

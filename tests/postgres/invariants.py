@@ -19,7 +19,14 @@ ENDED = ("succeeded", "failed", "cancelled")
 
 
 async def check(connection: asyncpg.Connection, deployment: Deployment) -> list[str]:
-    """What is wrong, in words; nothing when all is well."""
+    """What is wrong, in words; nothing when all is well. The rows are those of one moment: workers may still be at it."""
+    async with connection.transaction(isolation="repeatable_read", readonly=True):
+        wrong = await _of_all(connection, deployment)
+    report = await look(connection, deployment, limit=1_000_000)
+    return wrong + [str(finding) for finding in report.findings]
+
+
+async def _of_all(connection: asyncpg.Connection, deployment: Deployment) -> list[str]:
     wrong: list[str] = []
     journals: dict[str, list[Any]] = {}
     for row in await connection.fetch("select * from flowdsl.journal order by execution, position"):
@@ -33,8 +40,7 @@ async def check(connection: asyncpg.Connection, deployment: Deployment) -> list[
         counted = rows[str(row["execution"])]["mail"]
         if max(row["seqs"]) > counted:
             wrong.append(f"{row['execution']}: mail {row['seqs']} beyond the count {counted}")
-    report = await look(connection, deployment, limit=1_000_000)
-    return wrong + [str(finding) for finding in report.findings]
+    return wrong
 
 
 def of_journal(rows: list[Any]) -> list[str]:

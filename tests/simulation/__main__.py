@@ -7,35 +7,23 @@ import os
 import sys
 import time
 
-from tests.simulation.bugs import BUGS, Bug
+from tests.simulation.bugs import BUGS
+from tests.simulation.many import hunts, many, repeat
 from tests.simulation.marks import Marks
-from tests.simulation.run import Outcome, installed, shrunk, simulate
+from tests.simulation.run import installed, simulate
 
 LIMIT = 2000
 """Seeds in which a planted bug is looked for."""
 
 
-def repeat(seed: int, bug: Bug | None = None) -> str:
-    return f"./dev sim --seed {seed}{f' --bug {bug.number}' if bug is not None else ''} --trace"
-
-
-def failed(outcome: Outcome, bug: Bug | None = None) -> str:
-    """The whole story of a seed that went wrong, with as few faults as will do."""
-    fewest = shrunk(outcome.seed, outcome, bug=bug)
-    orders = ", ".join(f"{order.index} {order.kind}" for order in outcome.orders)
-    counts = f"{len(outcome.faults)} faults, {len(fewest.faults)} of them needed"
-    return f"seed {outcome.seed} ({outcome.policy}; orders {orders}; {counts})\n{fewest.told()}\nrepeat: {repeat(outcome.seed, bug)}\n"
-
-
-def seeds(first: int, count: int) -> int:
-    marks, wrong, began, steps = Marks(), 0, time.monotonic(), 0
-    for seed in range(first, first + count):
-        outcome = simulate(seed)
-        marks.met += outcome.marks.met
-        steps += outcome.steps
-        if outcome.wrong:
-            wrong += 1
-            print(failed(outcome), flush=True)
+def seeds(first: int, count: int, jobs: int) -> int:
+    marks, wrong, steps, began = Marks(), 0, 0, time.monotonic()
+    for some in many(first, count, jobs):
+        marks.met += some.marks
+        steps += some.steps
+        wrong += len(some.wrong)
+        for story in some.wrong:
+            print(story, flush=True)
     took = time.monotonic() - began
     print(f"{count} seeds from {first} on: {wrong} went wrong; {steps:,} callbacks, {count / took:.1f} seeds/s")
     missing = marks.missing()
@@ -43,21 +31,17 @@ def seeds(first: int, count: int) -> int:
     return int(bool(wrong))
 
 
-def bugs(limit: int, only: int | None = None) -> int:
+def bugs(limit: int, only: int | None, jobs: int) -> int:
     """For each planted bug: in how many seeds it was found."""
+    chosen = {bug.number: bug for bug in BUGS if only in (None, bug.number)}
     found = 0
-    chosen = [bug for bug in BUGS if only in (None, bug.number)]
-    for bug in chosen:
-        began = time.monotonic()
-        for seed in range(limit):
-            outcome = simulate(seed, bug=bug)
-            if outcome.wrong:
-                found += 1
-                print(f"{bug.number:2} {bug.name:34} {seed + 1:5} seeds {time.monotonic() - began:6.1f} s   {repeat(seed, bug)}", flush=True)
-                print(f"   {outcome.wrong[0][:180]}", flush=True)
-                break
-        else:
+    for hunt in hunts(list(chosen), limit, jobs):
+        bug = chosen[hunt.number]
+        if hunt.seed is None:
             print(f"{bug.number:2} {bug.name:34}  not found in {limit} seeds", flush=True)
+        else:
+            found += 1
+            print(f"{bug.number:2} {bug.name:34} {hunt.seed + 1:5} seeds   {repeat(hunt.seed, bug)}\n   {hunt.why[:180]}", flush=True)
     print(f"{found} of {len(chosen)} found")
     return int(found < len(chosen))
 
@@ -78,13 +62,14 @@ def main() -> int:
     parser.add_argument("--bugs", action="store_true", help="how many seeds it takes to find each planted bug; --seeds is the limit")
     parser.add_argument("--bug", type=int, help="that planted bug alone")
     parser.add_argument("--trace", action="store_true", help="with --seed: every callback")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
     asked = parser.parse_args()
-    with installed():
-        if asked.seed is not None:
+    if asked.seed is not None:
+        with installed():
             return one(asked.seed, asked.bug, loud=asked.trace)
-        if asked.bugs or asked.bug is not None:
-            return bugs(asked.seeds if asked.seeds != 200 else LIMIT, asked.bug)
-        return seeds(asked.first, asked.seeds)
+    if asked.bugs or asked.bug is not None:
+        return bugs(asked.seeds if asked.seeds != 200 else LIMIT, asked.bug, asked.jobs)
+    return seeds(asked.first, asked.seeds, asked.jobs)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from random import Random
 from typing import Any
 from unittest.mock import patch
@@ -16,10 +17,10 @@ from unittest.mock import patch
 import structlog
 from attrs import define, field
 
+from flowdsl import binding, threads
 from flowdsl import chance as chances
-from flowdsl import threads
 from flowdsl.postgres import committer as committers
-from flowdsl.postgres import transaction
+from flowdsl.postgres import schema, transaction
 from flowdsl.postgres import worker as workers
 from flowdsl.postgres.worker import Tuning
 from flowdsl.testing.chaos import verdict
@@ -409,12 +410,18 @@ def installed() -> Generator[None]:
             (workers.Store, "send", marked_send), (transaction.OwnTransaction, "_unknown", marked_unknown), (Session, "wait_for", marked_wait),
         ):  # fmt: skip
             stack.enter_context(patch.object(place, name, instead))
+        for place, name in ((binding, "named_in"), (schema, "_numbered")):  # each process of each run asks, and the files stay as they are
+            stack.enter_context(patch.object(place, name, _remembered(getattr(place, name))))
         settings = structlog.get_config()
         structlog.configure(processors=[lambda *said: RUN.logged(*said)], wrapper_class=structlog.BoundLogger, cache_logger_on_first_use=False)
         stack.callback(lambda: structlog.configure(**settings))
         stack.enter_context(Server.installed())
         stack.enter_context(_no_collections())
         yield
+
+
+def _remembered(asked: Callable[..., Any]) -> Callable[..., Any]:
+    return cache(lambda *arguments: list(asked(*arguments)))
 
 
 @contextmanager
@@ -427,9 +434,11 @@ def _no_collections() -> Generator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="coroutine .* was never awaited")
-            yield
+            try:
+                yield
+            finally:
+                gc.collect()
     finally:
-        gc.collect()
         sys.unraisablehook = hook
         gc.enable()
         gc.unfreeze()

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.simulation.__main__ import failed, repeat
-from tests.simulation.bugs import BUGS, Bug
+from tests.simulation.bugs import BUGS
+from tests.simulation.many import hunts, many, repeat
 from tests.simulation.marks import MARKS, Marks
 from tests.simulation.run import installed, shrunk, simulate
 
 LONG = bool(os.environ.get("FLOWDSL_LONG"))
-SEEDS = range(3000) if LONG else range(100)
+SEEDS = 20_000 if LONG else 800
 SELDOM = {
     "crash loop",
     "turn fenced",
@@ -46,19 +46,21 @@ def _simulated() -> Generator[None]:
         yield
 
 
+@pytest.mark.timeout(7200 if LONG else 400)
 def test_nothing_goes_wrong_and_everything_happens() -> None:
     marks = Marks()
-    for seed in SEEDS:
-        outcome = simulate(seed)
-        marks.met += outcome.marks.met
-        assert not outcome.wrong, failed(outcome)
+    for some in many(0, SEEDS):
+        marks.met += some.marks
+        assert not some.wrong, some.wrong[0]
     never = [name for name in marks.missing() if LONG or name not in SELDOM]
-    assert not never, f"never met in {len(SEEDS)} seeds: {', '.join(f'{name} ({MARKS[name]})' for name in never)}"
+    assert not never, f"never met in {SEEDS} seeds: {', '.join(f'{name} ({MARKS[name]})' for name in never)}"
 
 
-@pytest.mark.parametrize("bug", [bug for bug in BUGS if LONG or bug.number in QUICK], ids=lambda bug: bug.name)
-def test_a_planted_bug_is_found(bug: Bug) -> None:
-    assert any(simulate(seed, bug=bug).wrong for seed in range(LIMIT)), f"not found in {LIMIT} seeds: {repeat(0, bug)}"
+@pytest.mark.timeout(7200 if LONG else 400)
+def test_planted_bugs_are_found() -> None:
+    bugs = {bug.number: bug for bug in BUGS if LONG or bug.number in QUICK}
+    missed = [f"{bugs[hunt.number].name}: {repeat(0, bugs[hunt.number])}" for hunt in hunts(list(bugs), LIMIT) if hunt.seed is None]
+    assert not missed, f"not found in {LIMIT} seeds: {missed}"
 
 
 def test_a_failure_needs_few_faults() -> None:

@@ -345,7 +345,10 @@ class Theatre:
             if not connection.is_closed() and connection.is_in_transaction():
                 await connection.execute("rollback")
         for table in TABLES:
-            rows = await self.watcher.fetch(f"select * from flowdsl.{table}")
+            rows = [dict(row) for row in await self.watcher.fetch(f"select * from flowdsl.{table}")]
+            if table == "unmatched":  # numbers have gaps, of a server that was used before: their order counts
+                for number, row in enumerate(sorted(rows, key=lambda row: row["seq"])):
+                    row["seq"] = number
             outcome.tables[table] = sorted(repr([(name, plain(value)) for name, value in row.items()]) for row in rows)
         return outcome
 

@@ -283,8 +283,17 @@ class Session:
             if alone:
                 self._abort()
             elif self.transaction is not None:
-                self.transaction.failed = True
+                self._fail(self.transaction)
             raise
+
+    def _fail(self, transaction: Transaction) -> None:
+        """What it did since its last savepoint is taken back at once, its locks too; it answers nothing more until it is ended."""
+        transaction.failed = True
+        if transaction.savepoints:
+            self.back_to(transaction.savepoints[-1])
+        else:
+            transaction.undo_to(0)
+            transaction.wake()
 
     def _done(self, statement: Statement, arguments: tuple[Any, ...]) -> tuple[list[Any], list[str], str]:
         if statement.query is None and statement.kind in ("SelectStmt", "InsertStmt", "UpdateStmt", "DeleteStmt"):
