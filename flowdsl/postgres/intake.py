@@ -32,15 +32,25 @@ class Intake:
         """The tenant that was claimed from last: where the next claim goes on, if it cannot look at all tenants."""
         self.mailed: dict[str, None] = {}
         """Residents that have mail, as far as somebody said so."""
+        self.asked = 0
+        """Executions that a claim under way may bring."""
         self._told: dict[str, dict[str, bytes]] = {}
         """What earlier attempts have told, on its way to their residents."""
 
     async def claim(self) -> bool:
         """Takes what is due. True when there may be more at once."""
         worker = self._worker
-        room = min(worker.tuning.claim, worker.tuning.capacity - len(worker.residents))
+        room = min(worker.tuning.claim, worker.tuning.capacity - len(worker.residents) - len(worker.starts.beginning))
         if room <= 0 or worker.outdated or worker.committer.full or worker.spent.is_set():
             return False
+        self.asked = room
+        try:
+            return await self._claimed(room)
+        finally:
+            self.asked = 0
+
+    async def _claimed(self, room: int) -> bool:
+        worker = self._worker
         suspect = not any(resident.suspect for resident in worker.residents.values())
         names = list(worker.deployment.names)
         held = Counter(resident.activation.execution.tenant for resident in worker.residents.values())

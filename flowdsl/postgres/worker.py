@@ -267,7 +267,8 @@ class Worker:
     def has_room(self) -> bool:
         """Whether an execution may begin here now."""
         closed = self._stopping or self.outdated or self.committer.full or self.spent.is_set()
-        return not closed and self.fit and len(self.residents) < self.tuning.capacity
+        coming = len(self.starts.beginning) + self.intake.asked
+        return not closed and self.fit and len(self.residents) + coming < self.tuning.capacity
 
     def submit(self, resident: Resident, turn: Turn, state: str | None) -> None:
         if state is None and resident.suspect and any(entry.kind != INTERRUPTED for entry in turn.entries):
