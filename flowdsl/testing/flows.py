@@ -7,6 +7,7 @@ def test_twice_is_the_same_as_then(sample):
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
 from functools import cache, partial
@@ -18,12 +19,13 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 from returns.result import Failure, Result, Success
 
-from flowdsl.activation import OPEN
+from flowdsl.activation import OPEN, Activation
 from flowdsl.attempt import Ending
 from flowdsl.binding import Deployment, bind
 from flowdsl.definition import Workflow, activity, workflow
 from flowdsl.flow import Defect, Done, Exit, Flow, Next, Steps, all_, do, fail, iterate, masked, pure, race, saga, signal, sleep
-from flowdsl.memory import Memory
+from flowdsl.machine import Pending
+from flowdsl.memory import Memory, _Kept
 from flowdsl.policy import Retry
 from flowdsl.story import Called, Role, Run
 from flowdsl.testing.steady import policies_show
@@ -86,7 +88,9 @@ class Sample:
         calls: list[tuple[int, int, Role]] = [
             (one.request.tag, one.request.number, one.role) for one in memory._log if isinstance(one, Called) and one.number == 1
         ]
-        return Outcome("waits" if kept.status in OPEN and kept.status != "blocked" else kept.status, run.exit, tuple(calls), run)
+        return Outcome(
+            "waits" if kept.status in OPEN and kept.status != "blocked" else kept.status, run.exit, tuple(calls), run, not policies_show(memory)
+        )
 
     def __repr__(self) -> str:
         world = [f"bell after {hours}h" for hours in self.rings] + ([f"cancelled after {self.cancel}h"] if self.cancel is not None else [])
@@ -103,10 +107,8 @@ class Outcome:
     calls: tuple[tuple[int, int, Role], ...]
     told: Run = field(eq=False, repr=False)
     """The run itself; `str(outcome.told)` tells it at length."""
-
-    def plain(self) -> bool:
-        """Whether no policy made something of an attempt that a crash cut short."""
-        return not policies_show(self.told._look.__self__)  # type: ignore[attr-defined]  # pyright: ignore[reportFunctionMemberAccess]
+    plain: bool = field(eq=False, repr=False)
+    """Whether no policy made something of an attempt that a crash cut short."""
 
 
 class _Timed(Memory):
@@ -123,6 +125,8 @@ class _Timed(Memory):
         self._sample, self._tries = sample, dict(sample.tries)
         self._rehearsal = _Stage(self)
         self._ends: dict[tuple[str, int], Any] = {}
+        self._heard: Counter[str] = Counter()
+        """Endings that were heard, by idempotency key: an attempt that a crash cut short was none."""
 
     def start(self, *args: Any, **more: Any) -> str:
         id: str = super().start(*args, **more)
@@ -134,15 +138,21 @@ class _Timed(Memory):
 
     def met(self, attempt: VirtualAttempt, asked: Asked) -> tuple[Ending, timedelta]:
         """The same step is told the same at the same time, also when a crash cut it short."""
+        key, heard = attempt.idempotency_key, self._heard[attempt.idempotency_key]
         exits = self._tries.get(asked.tag, ("ok",))
-        exit = exits[min(attempt.number, len(exits)) - 1]
-        ends = self._ends.setdefault((attempt.idempotency_key, attempt.number), self.now + _spell(asked, attempt.number, self._sample.order))
+        exit = exits[min(heard, len(exits) - 1)]
+        ends = self._ends.setdefault((key, heard), self.now + _spell(asked, heard, self._sample.order))
         ending: dict[str, Any] = {
             "ok": Success(_mixed(asked.tag, asked.number)),
             "oops": Failure(Oops(asked.tag)),
             "bug": Defect("flows.step", "as told"),
         }
         return Ending(ending[exit]), max(ends - self.now, timedelta(microseconds=1))
+
+    def _ended(self, kept: _Kept, activation: Activation, one: Pending, ending: Ending) -> None:
+        if kept.activation is activation:
+            self._heard[activation.fold.key(one.step)] += 1
+        super()._ended(kept, activation, one, ending)
 
 
 class _Stage(Rehearsal):

@@ -21,7 +21,7 @@ from flowdsl.codec import Codec
 from flowdsl.definition import Activity
 from flowdsl.journal import ATTEMPT, BUG, FAILURE, INTENT, INTERRUPTED, OPERATOR, Entry, state_codec
 from flowdsl.machine import Fiber, _Branches, _Ensure, _Iterate, _Saga
-from flowdsl.memory import _Kept
+from flowdsl.memory import Memory, _Kept
 from flowdsl.story import Began, Run
 from flowdsl.testing.interleavings import Ordered, _Path
 from flowdsl.testing.playing import Named, Plan, Played
@@ -187,7 +187,7 @@ def bare(journal: Sequence[Entry], *, timed: bool) -> list[tuple[Any, ...]]:
     return [one if timed else (one[0], None, *one[2:]) for one in found]
 
 
-def policies_show(run: Played) -> bool:
+def policies_show(run: Memory) -> bool:
     """Whether a policy made something of an attempt that was cut short: it waited longer, or gave up earlier."""
     for kept in run._kept.values():
         cut: set[str] = set()
