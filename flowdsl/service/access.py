@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable
-from typing import Literal, Protocol, TypeAlias
+from typing import Protocol
 from urllib.parse import urlsplit
 
 from attrs import field, frozen
 from starlette.requests import HTTPConnection
 
+from flowdsl.postgres.keys import Role
 from flowdsl.service.problem import Problem
-
-Role: TypeAlias = Literal["viewer", "operator", "admin"]
 
 ROLES: tuple[Role, ...] = ("viewer", "operator", "admin")
 """Each may do what those before it may."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any, Never
 
@@ -167,6 +168,26 @@ class TestCapacity:
                 done.add(name)
                 stage.open_gate(name)
             assert [await worker.wait(id) for id in ids] == [Success(str(n)) for n in range(12)]
+
+    async def test_a_claim_that_is_under_way_counts(self, stage: Stage) -> None:
+        """What it will bring has no room yet: a start meanwhile is left to be claimed."""
+        asked, go_on = asyncio.Event(), asyncio.Event()
+        async with stage.worker(one, capacity=1, poll=600.0) as worker:
+            claimed = worker.intake._claimed
+
+            async def held(room: int) -> bool:
+                asked.set()
+                await go_on.wait()
+                return await claimed(room)
+
+            worker.intake._claimed = held  # type: ignore[method-assign]
+            worker.kick()
+            await asked.wait()
+            ids = [await worker.start(one, str(n)) for n in range(3)]
+            rows = await stage.watcher.fetch("select owner, epoch from flowdsl.executions")
+            assert [tuple(row) for row in rows] == [(None, 0)] * 3
+            go_on.set()
+            assert [await worker.wait(id) for id in ids] == [Success(str(n)) for n in range(3)]
 
 
 class TestNotes:

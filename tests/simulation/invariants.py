@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
 from typing import Any, Final
 
 from attrs import define, field
@@ -200,12 +199,3 @@ def attempts(executions: Mapping[str, Row], journals: Mapping[str, Sequence[Row]
         numbers = [json.loads(row["body"])["number"] for row in tried if limit is not None]
         if numbers != sorted(set(numbers)):
             yield f"I17 execution {id}: attempts are numbered {numbers}"
-
-
-def sleeps(journals: Mapping[str, Sequence[Row]], due: Mapping[tuple[str, str], datetime]) -> Iterator[str]:
-    """I16: the end of no sleep was committed before the server's clock had come there."""
-    for id, rows in journals.items():
-        for row in rows:
-            when = due.get((id, row["step"]))
-            if when is not None and row["at"] < when:
-                yield f"I16 the sleep of step {row['step']} of {id} was due at {when}, and ended at {row['at']}"

@@ -38,7 +38,6 @@ from tests.simulation.system import World, drawn
 PATIENCE = 60.0
 """Virtual seconds in which everything must have ended once no fault strikes any more."""
 STEPS = 400_000
-EXPECTED = ("heart.", "hints.", "commit.repeated", "poll.failed", "schedules.failed", "store.failed", "notes.failed", "heartbeats.failed")
 
 
 @define
