@@ -22,6 +22,7 @@ from contextlib import contextmanager, suppress
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import mkdtemp
 from types import TracebackType
 from typing import Any
 from urllib.parse import quote
@@ -185,13 +186,20 @@ def _account() -> _Account:
 
 
 def _make_folder(folder: Path, account: _Account | None) -> None:
+    """A folder appears with its owner: made beside, then renamed, for another process may look at it the moment it is there."""
     if folder.is_dir():
         return
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        folder.mkdir(mode=0o700, exist_ok=True)
+        half = Path(mkdtemp(prefix=f"half-{folder.name}-", dir=folder.parent))
         if account is not None:
-            os.chown(folder, account.uid, account.gid)
+            os.chown(half, account.uid, account.gid)
+        try:
+            half.rename(folder)
+        except OSError:
+            half.rmdir()
+            if not folder.is_dir():
+                raise
     except OSError as error:
         raise EmbeddedPostgresError(f"no folder for data at {folder}", str(error), "set FLOWDSL_STATE_DIR to a folder that you may write") from error
 
@@ -377,7 +385,7 @@ def _make_database(place: _Place) -> None:
     if _answer(place.socket, DATABASE) is True:
         return
     done = place.run("psql", "-h", str(place.socket), "-U", "postgres", "-d", "postgres", "-qc", f"create database {DATABASE}")
-    if done.returncode != 0:
+    if done.returncode != 0 and _answer(place.socket, DATABASE) is not True:  # a slow server may have had it all the time
         raise EmbeddedPostgresError("the database cannot be made", done.stderr.strip(), f"see {place.log}")
 
 

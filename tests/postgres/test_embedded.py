@@ -103,6 +103,26 @@ def test_six_processes_at_once_share_one_server(state: Path) -> None:
     assert _gone(pid)
 
 
+def test_a_folder_is_never_seen_without_its_owner(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+    account = embedded._Account(os.geteuid(), os.getegid())
+    monkeypatch.setattr(os, "chown", lambda *given: seen.append((state / "new").exists()))
+    embedded._make_folder(state / "new", account)
+    embedded._make_folder(state / "new", account)
+    assert seen == [False]
+    assert [path.name for path in state.iterdir()] == ["new"] and (state / "new").stat().st_mode & 0o777 == 0o700
+
+
+def test_who_comes_second_to_make_a_folder_takes_it_as_it_is(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def meanwhile(*given: object) -> None:
+        (state / "new").mkdir()
+        (state / "new" / "kept").touch()
+
+    monkeypatch.setattr(os, "chown", meanwhile)
+    embedded._make_folder(state / "new", embedded._Account(os.geteuid(), os.getegid()))
+    assert [path.name for path in state.iterdir()] == ["new"] and (state / "new" / "kept").exists()
+
+
 def test_a_killed_holder_does_not_keep_the_server_for_ever(state: Path) -> None:
     killed, other = _holder(state), _holder(state)
     for holder in (killed, other):

@@ -10,6 +10,7 @@ from typing import Any
 import asyncpg
 import pytest
 
+from flowdsl.postgres.connection import lost
 from tests.postgres.scene import Scene, eventually, scene_at
 
 pytestmark = pytest.mark.anyio
@@ -231,8 +232,9 @@ class TestTransactions:
         await scene.watcher.fetchval("select pg_terminate_backend($1)", first.get_server_pid())
         await waiting
         assert (await things(scene))[1] == 10
-        with pytest.raises((asyncpg.PostgresConnectionError, asyncpg.AdminShutdownError, asyncpg.InterfaceError)):
+        with pytest.raises(Exception) as raised:  # which of them, depends on how far the news has come
             await first.fetchval("select 1")
+        assert lost(raised.value)
 
     async def test_a_number_once_drawn_is_not_drawn_again(self, scene: Scene) -> None:
         await scene.watcher.execute("create table numbered (id bigint generated always as identity, x integer)")
