@@ -7,12 +7,13 @@ import json
 from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
+from functools import cached_property
 from typing import Any, Final, Protocol
 
-from attrs import define, field, frozen
+from attrs import define, frozen
 from returns.result import Failure, Success
 
-from flowdsl.activation import Span, timed_out
+from flowdsl.activation import Span, after, timed_out
 from flowdsl.codec import encode_plain
 from flowdsl.definition import Activity
 from flowdsl.errors import FlowError, GiveUp, RetryAfter
@@ -20,6 +21,7 @@ from flowdsl.flow import Defect
 from flowdsl.journal import Entry
 from flowdsl.machine import Pending, defect
 from flowdsl.policy import Limits, duration, within
+from flowdsl.secret import concealed
 
 TEXT: Final = 4096
 """The bytes of a message that are kept."""
@@ -70,8 +72,8 @@ def ran_out(activity: Activity[Any, Any, Any], span: Span) -> Ending:
 
 
 def capped(text: str, limit: int = TEXT) -> str:
-    """At most so many bytes of it, all of them writable."""
-    return text.encode(errors="backslashreplace")[:limit].decode(errors="ignore")
+    """At most so many bytes of it, all of them writable, and none of a secret that was revealed here."""
+    return concealed(text).encode(errors="backslashreplace")[:limit].decode(errors="ignore")
 
 
 def details_of_heartbeat(details: object, limits: Limits) -> bytes:
@@ -141,6 +143,10 @@ class Owner(Protocol):
         """It has told something new to the next attempt. Told once until `attempt.taken` is called."""
         ...
 
+    def upper(self) -> datetime:
+        """The store's time, at the latest."""
+        ...
+
     def connection(self) -> AbstractAsyncContextManager[Any]: ...
     async def begin_transaction(self) -> Transaction: ...
 
@@ -154,10 +160,15 @@ class Rounds:
         self._far: dict[RunningAttempt, None] = {}
         self._timer: asyncio.TimerHandle | None = None
 
+    @cached_property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The worker's: kept, since to ask for the running loop is a system call on Python 3.11."""
+        return asyncio.get_running_loop()
+
     def join(self, attempt: RunningAttempt) -> None:
         self._far[attempt] = None
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(self.EVERY, self._look)
+            self._timer = self.loop.call_later(self.EVERY, self._look)
 
     def leave(self, attempt: RunningAttempt) -> None:
         self._far.pop(attempt, None)
@@ -171,7 +182,7 @@ class Rounds:
         for attempt in list(self._far):
             attempt.set_timer()
         if self._far:
-            self._timer = asyncio.get_running_loop().call_later(self.EVERY, self._look)
+            self._timer = self.loop.call_later(self.EVERY, self._look)
 
 
 @define(eq=False)
@@ -186,7 +197,6 @@ class RunningAttempt:
     number: int
     tenant: str
     limits: Limits
-    deadline: datetime
     left: float | None
     """Seconds until `schedule_to_close` is over."""
     last_heartbeat: object = None
@@ -195,21 +205,24 @@ class RunningAttempt:
     task: asyncio.Task[None] | None = None
     transacting: Transaction | None = None
     details: bytes | None = None
-    _ends: dict[Span, float] = field(factory=dict[Span, float])
+    _over_at: float | None = None
+    """When `schedule_to_close` is over, by the loop's clock."""
     _beat: float | None = None
+    _end: float | None = None
+    """When its own time is over."""
+    _deadline: datetime | None = None
     _telling: bool = False
     _timer: asyncio.TimerHandle | None = None
-    _loop: asyncio.AbstractEventLoop = field(init=False, factory=asyncio.get_running_loop)
 
     def __attrs_post_init__(self) -> None:
         if self.left is not None:
-            self._ends["schedule_to_close"] = self._loop.time() + self.left
+            self._over_at = self.rounds.loop.time() + self.left
             self.set_timer()
 
     def begin(self) -> None:
         """It has got what it waited for, a thread or its turn: its own time begins."""
-        self._beat = self._loop.time()
-        self._ends["timeout"] = self._beat + self.activity.policies.start_to_close.total_seconds()
+        self._beat = self.rounds.loop.time()
+        self._end = self._beat + self.activity.policies.start_to_close.total_seconds()
         self.set_timer()
 
     @property
@@ -229,26 +242,35 @@ class RunningAttempt:
 
     def set_timer(self) -> None:
         """For the span that is over first, when that is near; else the next round sees to it."""
-        self.stop_clocks()
-        due, now = self._next()[1], self._loop.time()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        due, now = self._next()[1], self.rounds.loop.time()
         if due - now > 2 * self.rounds.EVERY:
             self.rounds.join(self)
         else:
-            self._timer = self._loop.call_at(max(due, now + 0.0005), self._look)
+            self.rounds.leave(self)
+            self._timer = self.rounds.loop.call_at(max(due, now + 0.0005), self._look)
 
     def _next(self) -> tuple[Span, float]:
         """The span that is over first, and when."""
-        spans: list[tuple[float, Span]] = [(end, span) for span, end in self._ends.items()]
+        span, end = self._given_up()
         silence = self.activity.policies.heartbeat
-        if silence is not None and self._beat is not None:
-            spans.append((self._beat + silence.total_seconds(), "heartbeat"))
-        end, span = min(spans)
+        if silence is not None and self._beat is not None and self._beat + silence.total_seconds() < end:
+            return "heartbeat", self._beat + silence.total_seconds()
         return span, end
+
+    def _given_up(self) -> tuple[Span, float]:
+        """The same for who keeps its heartbeats up."""
+        if self._end is None or (self._over_at is not None and self._over_at < self._end):
+            assert self._over_at is not None, "before it begins, no other span runs"
+            return "schedule_to_close", self._over_at
+        return "timeout", self._end
 
     def _look(self) -> None:
         self._timer = None
         span, due = self._next()
-        if due > self._loop.time():
+        if due > self.rounds.loop.time():
             self.set_timer()
         else:
             self.over, self.cancelled = span, True
@@ -256,13 +278,19 @@ class RunningAttempt:
 
     # What an implementation asks
 
+    @property
+    def deadline(self) -> datetime:
+        if self._deadline is None:
+            self._deadline = after(self.owner.upper(), timedelta(seconds=self._given_up()[1] - self.rounds.loop.time()))
+        return self._deadline
+
     def heartbeat(self, details: object = None) -> None:
         if details is not None:
             self.details = details_of_heartbeat(details, self.limits)
-        self._beat = self._loop.time()
+        self._beat = self.rounds.loop.time()
         if details is not None and not (self._telling or self.cancelled):
             self._telling = True
-            self._loop.call_soon_threadsafe(self.owner.beaten, self)
+            self.rounds.loop.call_soon_threadsafe(self.owner.beaten, self)
 
     def taken(self) -> bytes | None:
         """What it has told last; it is heard again when it tells more."""

@@ -52,7 +52,7 @@ class Hands:
 
     def task(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """Owns it until it ends. It begins with the worker's context: what one implementation sets in its own, no other sees."""
-        task = asyncio.get_running_loop().create_task(work, name=name, context=self._context.copy())
+        task = self.rounds.loop.create_task(work, name=name, context=self._context.copy())
         self._tasks[task] = None
         task.add_done_callback(self._tasks.pop)
         return task

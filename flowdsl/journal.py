@@ -424,6 +424,7 @@ class Misfit(Exception):
 _STR = codec(str)
 
 
+@cache  # as many as the code has places
 def _site(where: tuple[str, int, str]) -> str:
     file, line, function = where
     return f"{function.rpartition('<locals>.')[2]} {basename(file)}:{line}" if line else ""

@@ -336,14 +336,13 @@ class Resident:
 
     def _attempt(self, one: Pending) -> RunningAttempt:
         assert isinstance(one.instruction, Perform)
-        activity, key, now = one.instruction.activity, self.activation.fold.key(one.step), self.host.upper()
-        deadline, left, overall = after(now, activity.policies.start_to_close), None, activity.policies.schedule_to_close
+        activity, key = one.instruction.activity, self.activation.fold.key(one.step)
+        left, overall = None, activity.policies.schedule_to_close
         if overall is not None:
-            end = after(one.opened, overall)
-            deadline, left = min(deadline, end), (end - now).total_seconds()
+            left = (after(one.opened, overall) - self.host.upper()).total_seconds()
         tenant, limits = self.activation.execution.tenant, self.host.deployment.limits
         heard = told(self.heartbeats.get(_place(key))) if self.heartbeats else None
-        return RunningAttempt(self, self.host.hands.rounds, one, activity, key, one.attempts + 1, tenant, limits, deadline, left, heard)
+        return RunningAttempt(self, self.host.hands.rounds, one, activity, key, one.attempts + 1, tenant, limits, left, heard)
 
     async def _run(self, attempt: RunningAttempt, binding: Binding) -> None:
         current_attempt.set(attempt)
@@ -394,6 +393,9 @@ class Resident:
         if self.attempts.get(attempt.one.step) is attempt and attempt.details is not None:
             self.heartbeats[_place(attempt.idempotency_key)] = attempt.details
             self.host.beaten(self, attempt)
+
+    def upper(self) -> datetime:
+        return self.host.upper()
 
     def connection(self) -> AbstractAsyncContextManager[Any]:
         return self.host.connection()

@@ -11,7 +11,7 @@ from attrs import frozen
 
 from flowdsl import threads
 from flowdsl.errors import FlowError
-from flowdsl.postgres.store import connect
+from flowdsl.postgres.store import connect, reason
 from flowdsl.postgres.watch import LoopWatch
 
 log = structlog.get_logger("flowdsl")
@@ -43,13 +43,17 @@ class Heart:
         self._reading = _NEVER
         self._stopped = False
         self._watch: LoopWatch | None = None
+        self._clock = _now
+        self._upper = (_NEVER, 0.0, _NEVER.store)
         self.gone = self.lost = False
         """Whether it was declared gone; whether the store has forgotten its last heartbeat."""
 
     def start(self, reading: Reading) -> None:
         """To be called in the worker's own loop: it is watched from now on."""
         self._reading = reading
-        self._watch = LoopWatch(asyncio.get_running_loop())
+        loop = asyncio.get_running_loop()
+        self._clock = loop.time  # to ask for the running loop is a system call on Python 3.11
+        self._watch = LoopWatch(loop)
         threads.beside(self._beat, "flowdsl-heart")
 
     def stop(self) -> None:
@@ -57,17 +61,21 @@ class Heart:
 
     @property
     def fit(self) -> bool:
-        return not self.gone and _now() - self._reading.sent + COARSE < self._lease
+        return not self.gone and self._clock() - self._reading.sent + COARSE < self._lease
 
     def upper(self) -> datetime:
         """The store's time, at the latest: it stamped after we sent."""
-        reading = self._reading
-        return reading.store + timedelta(seconds=_now() - reading.sent + COARSE)
+        reading, now = self._reading, self._clock()
+        known, then, upper = self._upper
+        if now != then or known is not reading:  # a coarse clock says the same many times over
+            upper = reading.store + timedelta(seconds=now - reading.sent + COARSE)
+            self._upper = (reading, now, upper)
+        return upper
 
     def lower(self) -> datetime:
         """The store's time, at the earliest: it stamped before we heard."""
         reading = self._reading
-        return reading.store + timedelta(seconds=_now() - reading.heard - COARSE)
+        return reading.store + timedelta(seconds=self._clock() - reading.heard - COARSE)
 
     async def forgotten(self, connection: Any) -> bool:
         """Whether the store does not know of our last heartbeat: then it is an older state of it, whatever its log says."""
@@ -111,7 +119,7 @@ class Heart:
                 else:
                     self._reading = Reading(store, sent, _now())
             except (OSError, FlowError, TimeoutError, Exception) as error:
-                log.warning("heart.missed", worker=self._worker, error=str(error) or type(error).__name__)
+                log.warning("heart.missed", worker=self._worker, error=reason(error))
                 if connection is not None:
                     connection.terminate()
                 connection = None

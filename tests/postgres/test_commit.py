@@ -340,7 +340,7 @@ class TestStarts:
     async def test_a_repeat_finds_itself(self, scene: Scene, key: str | None) -> None:
         id = an_id()
         assert await start(scene.watcher, key, ids=[id]) == [(id, "new", "running")]
-        assert await start(scene.watcher, key, ids=[id]) == [(id, "new", "running")]
+        assert await start(scene.watcher, key, ids=[id]) == [(id, "again", "running")]
         assert await scene.count("executions") == 1
 
     @pytest.mark.parametrize(
@@ -839,13 +839,13 @@ class TestTheCommitter:
         owner = await scene.worker()
         one = await scene.execution(owner)
         outcome: list[str] = []
-        await scene.watcher.execute("alter function flowdsl.append rename to append_away")
+        await scene.watcher.execute("alter function flowdsl.append_one rename to append_away")
         committer = Committer(owner, lambda: connect(database))
         await committer.open()
         committer.submit(Commit(one, 1, "default", Turn(entries=entries(0)), lambda c, f: outcome.append(f), lambda c, r: outcome.append(r)))
-        pids = "select count(distinct pid) from pg_stat_activity where application_name = 'flowdsl' and query like '%flowdsl.append(%'"
+        pids = "select count(distinct pid) from pg_stat_activity where application_name = 'flowdsl' and query like '%flowdsl.append_one(%'"
         await eventually(lambda: seen(scene, pids), "it was tried")
-        await scene.watcher.execute("alter function flowdsl.append_away rename to append")
+        await scene.watcher.execute("alter function flowdsl.append_away rename to append_one")
         await eventually(lambda: bool(outcome), "its fate is told")
         await committer.close()
         assert outcome == ["done"]

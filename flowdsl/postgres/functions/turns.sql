@@ -51,6 +51,23 @@ begin
      where t.head);
 end $$;
 
+-- The lightest form: one entry, with plain parameters, for who is alone. True: recorded. False: ask `append`, which says why not.
+create or replace function flowdsl.append_one(
+  p_worker uuid, p_execution uuid, p_position integer, p_epoch integer, p_kind smallint, p_at timestamptz,
+  p_step text, p_fingerprint text, p_site text, p_body bytea
+) returns boolean language plpgsql as $$
+begin
+  perform 1 from flowdsl.workers where id = p_worker and not gone for key share;
+  if not found then
+    return false;
+  end if;
+  insert into flowdsl.journal (execution, position, epoch, kind, at, step, fingerprint, site, body)
+  select p_execution, p_position, p_epoch, p_kind, p_at, p_step, p_fingerprint, p_site, p_body
+    from flowdsl.executions x where x.id = p_execution and x.epoch = p_epoch and x.owner = p_worker
+  on conflict (execution, position) do nothing;
+  return found;
+end $$;
+
 -- The execution id that a text is, or null.
 create or replace function flowdsl.as_id(p_text text) returns uuid language sql immutable as $$
   select case when p_text ~* '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' then p_text::uuid end

@@ -226,6 +226,8 @@ _PLAIN: dict[str, tuple[Callable[..., Any], Any]] = {
     "array_position": (_position, "int4"),
     "array_append": (lambda among, value: [*(among or []), value], _same),
     "array_remove": (lambda among, value: None if among is None else [one for one in among if one != value], _same),
+    "string_to_array": (lambda text, by: text_of(text).split(by) if text else [], "text[]"),
+    "chr": (chr, "text"),
     "array_to_string": (lambda among, by: by.join(text_of(one) for one in among if one is not None), "text"),
     "starts_with": (lambda text, start: text.startswith(start), "bool"),
     "left": (_left, "text"),
