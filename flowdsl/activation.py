@@ -15,7 +15,7 @@ from heapq import heapify, heappop, heappush
 from typing import Any, Final, Literal, TypeAlias, cast
 from uuid import UUID
 
-from attrs import define, field, frozen
+from attrs import define, frozen
 from returns.result import Failure, Success
 
 from flowdsl.codec import NotJournalable, Undecodable, codec, encode_plain
@@ -110,21 +110,39 @@ class Ended:
     cause: str | None = None
 
 
-@define
+@define(init=False)
 class Turn:
     """All that follows from what was folded: committed as one. What is in `performs` and `asks` may leave once it is."""
 
-    entries: list[Entry] = field(factory=list)
-    children: list[NewChild] = field(factory=list)
-    mails: list[Sent] = field(factory=list)
-    takes: list[int] = field(factory=list)
-    cancels: list[str] = field(factory=list)
-    audits: list[tuple[str, bytes]] = field(factory=list)
-    notes: list[Report] = field(factory=list)
-    performs: list[Pending] = field(factory=list)
-    asks: list[Pending] = field(factory=list)
-    closed: list[str] = field(factory=list)
-    ended: Ended | None = None
+    entries: list[Entry]
+    children: list[NewChild]
+    mails: list[Sent]
+    takes: list[int]
+    cancels: Sequence[str]
+    audits: Sequence[tuple[str, bytes]]
+    notes: Sequence[Report]
+    performs: list[Pending]
+    asks: list[Pending]
+    closed: Sequence[str]
+    ended: Ended | None
+
+    def __init__(  # by hand, and with no list that is seldom wanted: each step makes one
+        self,
+        entries: list[Entry] | None = None,
+        children: list[NewChild] | None = None,
+        mails: list[Sent] | None = None,
+        takes: list[int] | None = None,
+        cancels: Sequence[str] = (),
+        audits: Sequence[tuple[str, bytes]] = (),
+    ) -> None:
+        self.entries = [] if entries is None else entries
+        self.children = [] if children is None else children
+        self.mails = [] if mails is None else mails
+        self.takes = [] if takes is None else takes
+        self.cancels, self.audits = cancels, audits
+        self.notes = self.closed = ()
+        self.performs, self.asks = [], []
+        self.ended = None
 
 
 def child_id(key: str) -> str:
@@ -227,7 +245,7 @@ class Activation:
         elif self.fold.machine.exit is None:
             by = "its parent"
             self._turn.entries.append(self.fold.record_intervention(Intervention("terminate", by, reason), now))
-            self._turn.audits.append(("TERMINATED", encode_plain({"by": by, "reason": reason})))
+            self._turn.audits = [*self._turn.audits, ("TERMINATED", encode_plain({"by": by, "reason": reason}))]
 
     def ended(
         self,
@@ -314,11 +332,8 @@ class Activation:
             self.busy.difference_update(turn.closed)
             self._forget(len(turn.closed))
         if machine.effects:
-            for effect in machine.effects:
-                if isinstance(effect, CancelScope):
-                    turn.cancels.append(effect.scope)
-                else:
-                    turn.notes.append(effect)
+            turn.cancels = [effect.scope for effect in machine.effects if isinstance(effect, CancelScope)]
+            turn.notes = [effect for effect in machine.effects if not isinstance(effect, CancelScope)]
             machine.effects = []
         if turn.performs:
             turn.performs = [one for one in turn.performs if machine.pending.get(one.step) is one]
@@ -619,7 +634,7 @@ class Activation:
         except NotJournalable as error:
             self._refuse(one, error, now)
             return
-        self._turn.audits.append((audit.event, facts))
+        self._turn.audits = [*self._turn.audits, (audit.event, facts)]
         self._record(one.step, SUCCESS, NULL, now)
 
     def _ended(self) -> Ended:

@@ -217,7 +217,7 @@ class Resident:
             return False
         for note in turn.notes:
             self.host.note(self, note)
-        turn.notes = []
+        turn.notes = ()
         if not (turn.asks or turn.performs):
             return False
         if not self.host.fit:
@@ -410,6 +410,7 @@ class Resident:
         if attempt.over is not None:
             ending = ran_out(attempt.activity, attempt.over)
         self._let_go(attempt, ending)
+        attempt.task = None  # its context knows the attempt: left to the cyclic collector, they would cost a tenth of all time
         self.feed(lambda: self._fold_ending(step, ending))
 
     def _let_go(self, attempt: RunningAttempt, ending: Ending) -> None:

@@ -7,8 +7,8 @@ commit functions say of each turn what became of it. Nothing is ever decided by 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from copy import copy
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
@@ -19,7 +19,7 @@ from attrs import define, evolve
 from flowdsl import chance
 from flowdsl.activation import Turn
 from flowdsl.errors import FlowError
-from flowdsl.journal import Entry
+from flowdsl.postgres import columns
 from flowdsl.postgres.store import full, lost, reason, refuses, trace
 
 if TYPE_CHECKING:
@@ -64,12 +64,12 @@ class Commit:
     def narrow(self) -> bool:
         """Entries and nothing else: the light statement will do."""
         turn = self.turn
-        return (
-            self.state is None
-            and bool(turn.entries)
-            and not (turn.children or turn.mails or turn.takes or turn.cancels or turn.audits)
-            and all(entry.live is None for entry in turn.entries)
-        )
+        if self.state is not None or not turn.entries or turn.children or turn.mails or turn.takes or turn.cancels or turn.audits:
+            return False
+        for entry in turn.entries:  # noqa: SIM110 (each step comes by here, and a generator costs more than what it does)
+            if entry.live is not None:
+                return False
+        return True
 
 
 class Committer:
@@ -79,7 +79,7 @@ class Committer:
         self._worker, self._connect = worker, connect
         self._patience = _PATIENCE if pooled else ""
         self._queue: list[Commit] = []
-        self._under_way: Counter[str] = Counter()
+        self._under_way: dict[str, int] = {}
         self._wake = asyncio.Event()
         self._connection: Any = None
         self._task: asyncio.Task[None] | None = None
@@ -116,7 +116,7 @@ class Committer:
 
     def submit(self, commit: Commit) -> None:
         parts = _parts(commit if self.kept is None else self.kept(commit))
-        self._under_way[commit.execution] += 1
+        self._under_way[commit.execution] = self._under_way.get(commit.execution, 0) + 1
         self._enqueue(parts[0] if len(parts) == 1 else _first(parts, self.submit))
 
     def has(self, execution: str) -> bool:
@@ -165,26 +165,27 @@ class Committer:
                 await self._halved(batch)
             else:
                 reason = f"Postgres refuses to record this turn: {error}"
-                self._settle(batch[0], lambda: batch[0].refused(batch[0], reason))
+                self._settle(batch[0], batch[0].refused, reason)
         else:
             self.batches += 1
             self.turns += len(batch)
             if self.watch is not None:
                 self.watch.recorded(batch, fates, asyncio.get_running_loop().time() - began)
             for commit, fate in zip(batch, fates, strict=True):
-                self._settle(commit, lambda commit=commit, fate=fate: commit.told(commit, fate))  # type: ignore[misc]
+                self._settle(commit, commit.told, fate)
 
     async def _halved(self, batch: list[Commit]) -> None:
         await self._send(batch[: len(batch) // 2])
         await self._send(batch[len(batch) // 2 :])
 
-    def _settle(self, commit: Commit, tell: Callable[[], None]) -> None:
-        if commit.execution in self._under_way:
-            self._under_way[commit.execution] -= 1
-            if not self._under_way[commit.execution]:
-                del self._under_way[commit.execution]
+    def _settle(self, commit: Commit, tell: Callable[[Commit, Any], None], what: Fate | str) -> None:
+        left = self._under_way.get(commit.execution, 0) - 1
+        if left > 0:
+            self._under_way[commit.execution] = left
+        else:
+            self._under_way.pop(commit.execution, None)
         try:
-            tell()
+            tell(commit, what)
         except Exception as error:  # of one execution: the others must not lose their committer by it
             log.error("turn.failed", execution=commit.execution, traceback=trace(error))
 
@@ -274,7 +275,9 @@ def _parts(commit: Commit) -> list[Commit]:
         if child is not None:
             parts[-1].children.append(child)
     found = [evolve(commit, turn=part, state=None, exit=None, cause=None) for part in parts[:-1]]
-    found.append(evolve(commit, turn=evolve(turn, entries=parts[-1].entries, children=parts[-1].children)))
+    last = copy(turn)
+    last.entries, last.children = parts[-1].entries, parts[-1].children
+    found.append(evolve(commit, turn=last))
     return [_measured(part) for part in found]
 
 
@@ -298,156 +301,17 @@ def _first(parts: list[Commit], submit: Callable[[Commit], None]) -> Commit:
 
 _PATIENCE = " from set_config('lock_timeout', '2000', true)"
 """For a connection that cannot keep a setting of its own."""
-_APPEND_ONE = "select flowdsl.append_one($1,$2,$3,$4,$5,$6,$7,$8,$9,$10)"
-_APPEND = "select flowdsl.append($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11)"
-_APPEND_PACKED = (
-    "select flowdsl.append($1, $2::text::uuid[], $3::text::integer[], $4::text::integer[], $5::text::boolean[], $6::text::smallint[],"
-    " $7::text::timestamptz[], string_to_array($8, chr(31)), string_to_array($9, chr(31)), string_to_array($10, chr(31)), $11)"
-)
-"""The same. asyncpg takes longer over the elements of an array than Python over joining them and Postgres over taking them apart."""
-_COMMIT = (
-    "select flowdsl.commit($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17,$18,$19,$20,$21,$22,$23,$24,$25,$26,$27,$28,$29,$30,$31,"
-    "$32,$33,$34,$35,$36,$37,$38,$39,$40,$41,$42)"
-)
-
-
-def _entries(batch: list[Commit]) -> tuple[list[tuple[Commit, Entry, bool]], tuple[list[Any], ...]]:
-    rows = [(commit, entry, index == 0) for commit in batch for index, entry in enumerate(commit.turn.entries)]
-    return rows, (
-        [entry.kind for _, entry, _ in rows],
-        [entry.at for _, entry, _ in rows],
-        [entry.step for _, entry, _ in rows],
-        [entry.fingerprint for _, entry, _ in rows],
-        [entry.site for _, entry, _ in rows],
-        [entry.body for _, entry, _ in rows],
-    )
 
 
 async def _append(connection: Any, worker: str, batch: list[Commit], patience: str = "") -> Any:
     if len(batch) == 1 and len(batch[0].turn.entries) == 1:
-        if await _append_one(connection, worker, batch[0], patience):
+        statement, *given = columns.append_one(worker, batch[0])
+        if await connection.fetchval(statement + patience, *given, timeout=REPLY):
             return None
-    elif (packed := _packed(batch)) is not None:
-        return await connection.fetchval(_APPEND_PACKED + patience, worker, *packed, timeout=REPLY)
-    rows, columns = _entries(batch)
-    return await connection.fetchval(
-        _APPEND + patience,
-        worker,
-        [commit.execution for commit, _, _ in rows],
-        [entry.position for _, entry, _ in rows],
-        [commit.epoch for commit, _, _ in rows],
-        [head for _, _, head in rows],
-        *columns,
-        timeout=REPLY,
-    )
-
-
-async def _append_one(connection: Any, worker: str, commit: Commit, patience: str) -> bool:
-    entry = commit.turn.entries[0]
-    found = await connection.fetchval(
-        _APPEND_ONE + patience,
-        worker,
-        commit.execution,
-        entry.position,
-        commit.epoch,
-        entry.kind,
-        entry.at,
-        entry.step,
-        entry.fingerprint,
-        entry.site,
-        entry.body,
-        timeout=REPLY,
-    )
-    return bool(found)
-
-
-def _packed(batch: list[Commit]) -> tuple[Any, ...] | None:
-    """Each column but the last as one text. None if a value holds what stands between values."""
-    executions: list[str] = []
-    epochs: list[str] = []
-    heads: list[str] = []
-    entries: list[Entry] = []
-    for commit in batch:
-        count = len(commit.turn.entries)
-        executions += [commit.execution] * count
-        epochs += [str(commit.epoch)] * count
-        heads += ["t", *"f" * (count - 1)]
-        entries += commit.turn.entries
-    texts = [
-        _BETWEEN.join([entry.step for entry in entries]),
-        _BETWEEN.join([entry.fingerprint for entry in entries]),
-        _BETWEEN.join([entry.site for entry in entries]),
-    ]
-    if len(entries) < 2 or any(text.count(_BETWEEN) != len(entries) - 1 for text in texts):
-        return None
-    return (
-        _array(executions),
-        _array([str(entry.position) for entry in entries]),
-        _array(epochs),
-        _array(heads),
-        _array([str(entry.kind) for entry in entries]),
-        _array([entry.at.isoformat() for entry in entries]),
-        *texts,
-        [entry.body for entry in entries],
-    )
-
-
-_BETWEEN = "\x1f"
-
-
-def _array(values: list[str]) -> str:
-    return "{" + ",".join(values) + "}"
+    statement, *given = columns.append(worker, batch)
+    return await connection.fetchval(statement + patience, *given, timeout=REPLY)
 
 
 async def _commit(connection: Any, worker: str, batch: list[Commit], patience: str = "") -> Any:
-    rows, columns = _entries(batch)
-    children = [(commit, child) for commit in batch for child in commit.turn.children]
-    takes = [(commit.execution, seq) for commit in batch for seq in commit.turn.takes]
-    mails = [(commit, mail) for commit in batch for mail in commit.turn.mails]
-    scopes = [(commit.execution, f"{scope}." if scope else "") for commit in batch for scope in commit.turn.cancels]
-    audits = [(commit, event, facts) for commit in batch for event, facts in commit.turn.audits]
-    return await connection.fetchval(
-        _COMMIT + patience,
-        worker,
-        [commit.execution for commit in batch],
-        [commit.epoch for commit in batch],
-        [commit.turn.entries[0].position if commit.turn.entries else None for commit in batch],
-        [commit.state for commit in batch],
-        [commit.wake for commit in batch],
-        [commit.seen for commit in batch],
-        [commit.exit for commit in batch],
-        [commit.cause for commit in batch],
-        [commit.execution for commit, _, _ in rows],
-        [entry.position for _, entry, _ in rows],
-        [commit.epoch for commit, _, _ in rows],
-        *columns,
-        [None if entry.live is None else _ranges(entry.live) for _, entry, _ in rows],
-        [child.id for _, child in children],
-        [commit.execution for commit, _ in children],
-        [commit.tenant for commit, _ in children],
-        [child.workflow for _, child in children],
-        [child.version for _, child in children],
-        [child.request for _, child in children],
-        [child.step for _, child in children],
-        [child.detached for _, child in children],
-        [execution for execution, _ in takes],
-        [seq for _, seq in takes],
-        [commit.execution for commit, _ in mails],
-        [mail.to for _, mail in mails],
-        [mail.kind for _, mail in mails],
-        [mail.name for _, mail in mails],
-        [mail.body for _, mail in mails],
-        [mail.delivery for _, mail in mails],
-        [execution for execution, _ in scopes],
-        [scope for _, scope in scopes],
-        [commit.execution for commit, _, _ in audits],
-        [commit.tenant for commit, _, _ in audits],
-        [event for _, event, _ in audits],
-        [facts for _, _, facts in audits],
-        [child.terminates for _, child in children],
-        timeout=REPLY,
-    )
-
-
-def _ranges(live: tuple[tuple[int, int], ...]) -> str:
-    return "{" + ",".join(f"[{low},{high})" for low, high in live) + "}"
+    statement, *given = columns.commit(worker, batch)
+    return await connection.fetchval(statement + patience, *given, timeout=REPLY)

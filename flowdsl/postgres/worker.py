@@ -8,6 +8,7 @@ import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import asyncpg
@@ -19,7 +20,7 @@ from flowdsl.activation import Sent, Turn
 from flowdsl.attempt import RunningAttempt
 from flowdsl.binding import Deployment
 from flowdsl.definition import Workflow
-from flowdsl.errors import FlowError, Rejected, StoreError
+from flowdsl.errors import FlowError, KeyMissing, Rejected, StoreError
 from flowdsl.flow import Exit, Report
 from flowdsl.hands import Hands
 from flowdsl.journal import INTERRUPTED, codecs_of
@@ -29,13 +30,14 @@ from flowdsl.postgres.asking import ask, look_for
 from flowdsl.postgres.audit import seal
 from flowdsl.postgres.budgets import Budgets
 from flowdsl.postgres.committer import Commit, Committer, Fate
-from flowdsl.postgres.connection import open_pool
+from flowdsl.postgres.connection import open_pool, reason
 from flowdsl.postgres.ends import ENDED, Ends
 from flowdsl.postgres.heart import Heart, Reading
 from flowdsl.postgres.heartbeats import Heartbeats
 from flowdsl.postgres.hints import Listener, direct
 from flowdsl.postgres.intake import Intake, cause_of
 from flowdsl.postgres.notes import Notes
+from flowdsl.postgres.payloads import encrypted
 from flowdsl.postgres.schedules import Lookout, register
 from flowdsl.postgres.schema import migrate
 from flowdsl.postgres.server import beyond, check_schema, check_settings
@@ -43,6 +45,7 @@ from flowdsl.postgres.starting import Starts, new_id
 from flowdsl.postgres.store import NewStart, Store, connect, lost, refuses, trace
 from flowdsl.postgres.transaction import OwnTransaction
 from flowdsl.postgres.warm import Warm
+from flowdsl.postgres.watching import Watch
 from flowdsl.replay import Resident, Transaction
 
 log = structlog.get_logger("flowdsl")
@@ -111,6 +114,8 @@ class Worker:
         self._chores: dict[str, asyncio.Task[Any]] = {}
         self._poller: asyncio.Task[None] | None = None
         self._lookout: asyncio.Task[None] | None = None
+        self.watch: Watch | None = None
+        """Who is told what happens here, if somebody wants to know."""
         self.listener: Listener | None = None
         self._listening: asyncio.Task[None] | None = None
         self._look_at = 0.0
@@ -153,6 +158,9 @@ class Worker:
         """A row of its own, under an id that nobody had; with it a heart and a committer."""
         id = new_id()
         committer = Committer(id, self._connect, pooled=self.store.pooled)
+        committer.watch = self.watch
+        if self.store.encryption.on:
+            committer.kept = partial(encrypted, encryption=self.store.encryption)
         await committer.open()
         sent = _now()
         try:
@@ -207,7 +215,7 @@ class Worker:
                 await self.store.hints.tell_all("due")
                 await self._transactions.close()
         except (TimeoutError, Exception) as error:
-            log.warning("worker.left_untidily", worker=self.id, error=str(error) or type(error).__name__)
+            log.warning("worker.left_untidily", worker=self.id, error=reason(error))
             self._transactions.terminate()
         await self.hands.close()
 
@@ -270,6 +278,19 @@ class Worker:
         coming = len(self.starts.beginning) + self.intake.asked
         return not closed and self.fit and len(self.residents) + coming < self.tuning.capacity
 
+    @property
+    def trouble(self) -> str | None:
+        """Why it takes on nothing; None when it works."""
+        if self.outdated is not None:
+            return self.outdated
+        if self.spent.is_set():
+            return "too many of its threads never returned: its process is to be replaced"
+        if self._stopping or self._poller is None or self._poller.done():
+            return "it has stopped"
+        if not self.fit:
+            return "its heartbeat does not reach the store"
+        return "the store has no room" if self.committer.full else None
+
     def submit(self, resident: Resident, turn: Turn, state: str | None) -> None:
         if state is None and resident.suspect and any(entry.kind != INTERRUPTED for entry in turn.entries):
             state = "alive"
@@ -289,14 +310,14 @@ class Worker:
         if turn.ended is not None:
             commit.exit, commit.cause = turn.ended.exit, turn.ended.cause
             if turn.ended.status != "blocked":
-                turn.cancels.append("")
+                turn.cancels = [*turn.cancels, ""]
                 if resident.parent is not None:
                     turn.mails.append(Sent(resident.parent, "exit", resident.id, turn.ended.exit, resident.id))
         self.committer.submit(commit)
 
     def _told(self, commit: Commit, fate: Fate) -> None:
         turn = commit.turn
-        leaves_work = turn.children or turn.mails or turn.cancels not in ([], [""])  # an end alone leaves nothing to claim
+        leaves_work = turn.children or turn.mails or any(turn.cancels)  # an end alone leaves nothing to claim
         if leaves_work and fate in ("done", "awake", "again"):
             self._hint(commit)
             self.kick()
@@ -306,7 +327,7 @@ class Worker:
             self.ends.tell(commit.execution, (resident.activation.workflow, turn.ended.exit) if known and resident is not None else None)
         if resident is not None and resident.epoch == commit.epoch:
             if fate in ("done", "awake", "again"):  # also those of a turn with which it leaves
-                notes, turn.notes = turn.notes, []
+                notes, turn.notes = turn.notes, ()
                 for note in notes:
                     self.note(resident, note)
             if fate == "awake":
@@ -325,7 +346,7 @@ class Worker:
             hints.tell(commit.tenant, mail.name, mail.to)
         for child in {child.workflow: child for child in turn.children}.values():
             hints.tell(commit.tenant, "", child.id)
-        if turn.cancels not in ([], [""]):
+        if any(turn.cancels):
             hints.tell_children(commit.execution)
 
     def _refused(self, commit: Commit, reason: str) -> None:
@@ -340,8 +361,20 @@ class Worker:
 
     async def block(self, id: str, epoch: int, cause: str) -> None:
         """An execution of ours that needs a person."""
-        log.error("execution.blocked", execution=id, cause=cause)
+        log.error("execution.blocked", execution=id, hint=f"flowdsl status {id} tells the cause")  # which may quote what it is about
+        if self.watch is not None:
+            self.watch.blocked(1)
         await self.store.block(self.id, id, epoch, cause)
+        self.ends.tell(id)
+
+    async def put_off(self, id: str, epoch: int, error: KeyMissing) -> None:
+        """An execution of ours that takes a key which is not here: it is let go, for who has the key, and looked at again."""
+        log.error("execution.waits_for_key", execution=id, key=error.key, hint="see docs/how-to/secure.md")
+        resident = self.residents.get(id)
+        if resident is not None:
+            resident.drop()
+        self.warm.forget(id)
+        await self.store.put_off(self.id, id, epoch, str(error))
         self.ends.tell(id)
 
     def ask(self, resident: Resident, one: Pending) -> None:
@@ -351,7 +384,7 @@ class Worker:
         self.spawn(look_for(self, resident, children), resident)
 
     def note(self, resident: Resident, note: Report) -> None:
-        log.info(note.note, execution=resident.id, workflow=resident.activation.workflow.name, done=note.done, total=note.total)
+        log.info("execution.reports", execution=resident.id, workflow=resident.activation.workflow.name, done=note.done, total=note.total)
         self.notes.add(resident.id, note)
 
     def beaten(self, resident: Resident, attempt: RunningAttempt, *, at_once: bool = False) -> None:
@@ -460,7 +493,7 @@ class Worker:
             if not (lost(error) or isinstance(error, (asyncpg.PostgresError, FlowError))):
                 log.error("poll.failed", worker=self.id, traceback=trace(error))
             else:
-                log.warning("poll.failed", worker=self.id, error=str(error) or type(error).__name__)
+                log.warning("poll.failed", worker=self.id, error=reason(error))
             await asyncio.sleep(0.2)
             return self.tuning.poll
 
@@ -507,7 +540,7 @@ class Worker:
                 if resident is not None and not resident.dropped and not away:
                     self.broken(resident, error)
                 else:
-                    log.warning("store.failed", worker=self.id, error=str(error) or type(error).__name__)
+                    log.warning("store.failed", worker=self.id, error=reason(error))
                 if resident is not None:
                     resident.drop()  # the store still says that it is ours: the next look around loads it, or finds it blocked
 

@@ -11,8 +11,10 @@ from typing import Any
 
 import asyncpg
 import pytest
+from attrs import evolve
 
-from flowdsl.activation import Turn
+from flowdsl.activation import NewChild, Sent, Turn
+from flowdsl.journal import Entry
 from flowdsl.postgres import store
 from flowdsl.postgres.committer import Commit, Committer
 from flowdsl.postgres.store import connect
@@ -729,6 +731,38 @@ class TestLockOrder:
         connections = [await scene.connection() for _ in roles]
         done = await asyncio.gather(*(role(one) for role, one in zip(roles, connections, strict=True)), return_exceptions=True)
         assert [f"{one}: {getattr(one, 'detail', '')}" for one in done if one is not None] == []
+
+
+ODD = ["", "0.1", "a\x1fb", "\x1f", "\x1f\x1e", "\x1e", "NULL", "{a,b}", '"quoted"', "back\\slash", "ünï", " padded ", "line\nline"]
+
+
+class TestColumns:
+    """What goes to Postgres as joined text comes out as it was."""
+
+    @pytest.mark.parametrize("narrow", [True, False])
+    @pytest.mark.parametrize("together", [True, False])
+    async def test_texts_of_every_kind_are_kept(self, scene: Scene, narrow: bool, together: bool) -> None:
+        owner, connection = await scene.worker(), await scene.connection()
+        odd = [Entry(n, 1, NOON, text, f"perform {text}", text, text.encode()) for n, text in enumerate(ODD)]
+        ids = [await scene.execution(owner) for _ in odd]
+        turns = [turn(id, entries=[evolve(one, position=0)]) for id, one in zip(ids, odd, strict=True)]
+        for batch in [turns] if together else [[one] for one in turns]:
+            assert set(await send(connection, owner, *batch, narrow=narrow)) == {"done"}
+        for id, one in zip(ids, odd, strict=True):
+            row = await scene.watcher.fetchrow("select * from flowdsl.journal where execution = $1", id)
+            assert (row["step"], row["fingerprint"], row["site"], row["body"], row["at"]) == (one.step, one.fingerprint, one.site, one.body, NOON)
+
+    async def test_so_are_those_of_mail_children_and_audit(self, scene: Scene) -> None:
+        owner, connection = await scene.worker(), await scene.connection()
+        one, to = await scene.execution(owner), await scene.execution(owner)
+        mails = [Sent(to, "signal", text, b"1", f"{n}") for n, text in enumerate(ODD)]
+        children = [NewChild(an_id(), text, 1, None, b"null", f"{n}", n % 2 == 0) for n, text in enumerate(ODD)]
+        audits = [(text, text.encode()) for text in ODD]
+        assert await send(connection, owner, turn(one, entries=entries(0), mails=mails, children=children, audits=audits)) == ["done"]
+        assert [row["name"] for row in await scene.watcher.fetch("select name from flowdsl.mailbox order by seq")] == ODD
+        rows = await scene.watcher.fetch("select workflow, detached from flowdsl.executions where parent = $1 order by parent_step::integer", one)
+        assert [(row["workflow"], row["detached"]) for row in rows] == [(text, n % 2 == 0) for n, text in enumerate(ODD)]
+        assert sorted(row["event"] for row in await scene.watcher.fetch("select event from flowdsl.audit")) == sorted(ODD)
 
 
 class TestRefusedValues:

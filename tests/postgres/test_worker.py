@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import random
 import signal as signals
@@ -96,6 +97,26 @@ class TestRunning:
         assert stage.names == ["a", "b", "c"]
         assert [entry.position for entry in await stage.journal(id)] == [0, 1, 2]
         assert {key for _, _, key in stage.calls} == {f"{id}/{n}" for n in range(3)}
+
+    async def test_what_has_ended_leaves_nothing_to_the_cyclic_collector(self, stage: Stage) -> None:
+        """Else it takes a tenth of a worker's time to look for what it left."""
+        async with stage.worker(steps) as worker:
+            await worker.wait(await worker.start(steps, "abc"))
+            await asyncio.sleep(0.1)
+            gc.collect()
+            gc.disable()
+            try:
+                gc.set_debug(gc.DEBUG_SAVEALL)
+                for _ in range(3):
+                    await worker.wait(await worker.start(steps, "abc"))
+                await asyncio.sleep(0.1)
+                gc.collect()
+            finally:
+                gc.set_debug(0)
+                gc.enable()
+                left = [type(one).__qualname__ for one in gc.garbage if type(one).__module__.startswith("flowdsl")]
+                gc.garbage.clear()
+        assert left == []
 
     async def test_a_plain_function_in_a_thread(self, stage: Stage) -> None:
         @workflow("threaded")

@@ -571,16 +571,20 @@ def _subscript(body: Node, scope: Scope) -> Code:
     return inner
 
 
+def _open(_: Environment) -> None:
+    """The bound that a slice leaves out."""
+
+
 def _step(inner: Code, step: Node, scope: Scope) -> Code:
     run = inner.run
     if "String" in step:
         name = step["String"]["sval"]
         return Code(lambda e: _part(run(e), name))
     indices = step["A_Indices"]
-    upper = expression(indices["uidx"], scope).run
     if indices.get("is_slice"):
-        lower = expression(indices["lidx"], scope).run
-        return Code(lambda e: None if (value := run(e)) is None else value[lower(e) - 1 : upper(e)], inner.type)
+        low, high = (expression(indices[side], scope).run if side in indices else _open for side in ("lidx", "uidx"))
+        return Code(lambda e: None if (value := run(e)) is None else value[(low(e) or 1) - 1 : high(e)], inner.type)
+    upper = expression(indices["uidx"], scope).run
 
     def item(e: Environment) -> Any:
         value, index = run(e), upper(e)
