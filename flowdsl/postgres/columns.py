@@ -31,7 +31,7 @@ def _call(function: str, *forms: str) -> str:
 
 _ENTRIES: Final = (_KINDS, _TIMES, _TEXTS, _TEXTS, _TEXTS, _AS_IS)
 _APPEND_ONE: Final = "select flowdsl.append_one($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
-_APPEND: Final = _call("append", _UUIDS, _INTS, _INTS, _FLAGS, *_ENTRIES)
+_APPEND: Final = _call("append", _UUIDS, _INTS, _INTS, _FLAGS, *_ENTRIES, _AS_IS)
 _COMMIT: Final = _call(
     "commit",
     *(_UUIDS, _INTS, _INTS, _WORDS, _TIMES, _INTS, _AS_IS, _AS_IS),  # turns
@@ -42,6 +42,7 @@ _COMMIT: Final = _call(
     *(_UUIDS, _TEXTS),  # scopes that are cancelled
     *(_UUIDS, _TEXTS, _TEXTS, _AS_IS),  # audit
     _FLAGS,  # children again: whether they are terminated with their parent
+    _AS_IS,
 )
 
 
@@ -54,17 +55,17 @@ def append_one(worker: str, commit: Commit) -> tuple[Any, ...]:
     )
 
 
-def append(worker: str, batch: Sequence[Commit]) -> tuple[Any, ...]:
+def append(worker: str, batch: Sequence[Commit], careful: bool) -> tuple[Any, ...]:
     """The statement that records turns of entries and nothing else, with its parameters."""
     heads: list[str] = []
     for commit in batch:
         heads += ["t", *"f" * (len(commit.turn.entries) - 1)]
     entries = _Entries(batch)
     between = _between(*entries.texts)
-    return (_APPEND, worker, between, *entries.places, _array(heads), *entries.facts(between))
+    return (_APPEND, worker, between, *entries.places, _array(heads), *entries.facts(between), careful)
 
 
-def commit(worker: str, batch: Sequence[Commit]) -> tuple[Any, ...]:
+def commit(worker: str, batch: Sequence[Commit], careful: bool) -> tuple[Any, ...]:
     """The statement that records turns whatever they hold, with its parameters."""
     entries = _Entries(batch)
     children = [(commit, child) for commit in batch for child in commit.turn.children]
@@ -111,6 +112,7 @@ def commit(worker: str, batch: Sequence[Commit]) -> tuple[Any, ...]:
         *(_joined(texts, between) for texts in of_audits),
         [facts for _, _, facts in audits],
         _array(["t" if child.terminates else "f" for _, child in children]),
+        careful,
     )
 
 

@@ -197,7 +197,10 @@ class Committer:
                 if self._connection is None or self._connection.is_closed():
                     self._connection = await self._connect()
                 send = _append if all(commit.narrow for commit in batch) else _commit
-                found = await send(self._connection, self._worker, batch, self._patience)
+                try:
+                    found = await send(self._connection, self._worker, batch, self._patience)
+                except asyncpg.UniqueViolationError:  # of one of them the position is taken: which, is found with care
+                    found = await send(self._connection, self._worker, batch, self._patience, careful=True)
                 self.full = False
                 return cast("Sequence[Fate]", found if found is not None else ["done"] * len(batch))
             except Exception as error:
@@ -303,15 +306,15 @@ _PATIENCE = " from set_config('lock_timeout', '2000', true)"
 """For a connection that cannot keep a setting of its own."""
 
 
-async def _append(connection: Any, worker: str, batch: list[Commit], patience: str = "") -> Any:
-    if len(batch) == 1 and len(batch[0].turn.entries) == 1:
+async def _append(connection: Any, worker: str, batch: list[Commit], patience: str = "", careful: bool = False) -> Any:
+    if len(batch) == 1 and len(batch[0].turn.entries) == 1 and not careful:
         statement, *given = columns.append_one(worker, batch[0])
         if await connection.fetchval(statement + patience, *given, timeout=REPLY):
             return None
-    statement, *given = columns.append(worker, batch)
+    statement, *given = columns.append(worker, batch, careful)
     return await connection.fetchval(statement + patience, *given, timeout=REPLY)
 
 
-async def _commit(connection: Any, worker: str, batch: list[Commit], patience: str = "") -> Any:
-    statement, *given = columns.commit(worker, batch)
+async def _commit(connection: Any, worker: str, batch: list[Commit], patience: str = "", careful: bool = False) -> Any:
+    statement, *given = columns.commit(worker, batch, careful)
     return await connection.fetchval(statement + patience, *given, timeout=REPLY)

@@ -56,7 +56,11 @@ async def send(connection: Any, worker: str, *turns: Commit, narrow: bool | None
     """Sends a batch as a committer does, and gives the fate of each turn."""
     batch = sorted(turns, key=lambda one: one.execution)
     light = all(one.narrow for one in batch) if narrow is None else narrow
-    found = await (committer._append if light else committer._commit)(connection, worker, batch)
+    write = committer._append if light else committer._commit
+    try:
+        found = await write(connection, worker, batch)
+    except asyncpg.UniqueViolationError:
+        found = await write(connection, worker, batch, careful=True)
     fates = dict(zip((one.execution for one in batch), found or ["done"] * len(batch), strict=True))
     return [fates[one.execution] for one in turns]
 
