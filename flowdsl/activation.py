@@ -59,6 +59,7 @@ from flowdsl.journal import (
 )
 from flowdsl.machine import CancelScope, Checkpoint, Pending, defect
 from flowdsl.policy import Limits, shown, within
+from flowdsl.secret import betrayed
 
 Stored: TypeAlias = Literal["running", "suspended", "blocked", "succeeded", "failed", "cancelled"]
 OPEN: Final[tuple[Stored, ...]] = ("running", "suspended", "blocked")
@@ -449,10 +450,10 @@ class Activation:
 
     def encoded(self, one: Pending, value: Any) -> bytes:
         """An answer as it is recorded. Raises `NotJournalable` or `TooLarge`."""
-        return within(self.limits.answer, "its answer", self.fold.encode_answer(one, value))
+        return _telling_nothing("answer", within(self.limits.answer, "its answer", self.fold.encode_answer(one, value)))
 
     def _encoded_failure(self, one: Pending, error: Any) -> bytes:
-        return within(self.limits.answer, "its failure", self.fold.encode_failure(one, error))
+        return _telling_nothing("failure", within(self.limits.answer, "its failure", self.fold.encode_failure(one, error)))
 
     def _refuse(self, one: Pending, error: NotJournalable | TooLarge, now: datetime) -> None:
         self._record(one.step, BUG, defect_body(Defect(self._whose(one), str(error))), now)
@@ -691,6 +692,13 @@ def after(at: datetime, span: timedelta) -> datetime:
 
 _EARLIEST: Final = datetime.min.replace(tzinfo=UTC)
 _LATEST: Final = datetime.max.replace(tzinfo=UTC)
+
+
+def _telling_nothing(what: str, body: bytes) -> bytes:
+    """What is to be recorded of an implementation's answer; refused if the value of a secret is in it."""
+    if (name := betrayed(body)) is not None:
+        raise NotJournalable(what, "no value of a secret", f"the value of {name!r}", f"return Secret({name!r}): its name is recorded")
+    return body
 
 
 def exit_of_child(child: str, body: bytes) -> tuple[int, bytes]:

@@ -178,11 +178,11 @@ class Rounds:
         return len(self._far)
 
     def _look(self) -> None:
-        self._timer = None
-        for attempt in list(self._far):
-            attempt.set_timer()
-        if self._far:
-            self._timer = self.loop.call_later(self.EVERY, self._look)
+        try:
+            for attempt in list(self._far):
+                attempt.set_timer()  # it joins again: there is a timer, as far as it can see, or each round would begin two
+        finally:
+            self._timer = self.loop.call_later(self.EVERY, self._look) if self._far else None
 
 
 @define(eq=False)
