@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from adapters.planning_center.webhooks import tenant
 from domains.sync.values import MainSync
 from domains.sync.workflows import main_sync
 from flowdsl import Schedule
@@ -19,7 +20,10 @@ def delta_syncs(environment: Mapping[str, str]) -> list[Schedule]:
     """
     named = dict.fromkeys(name.strip() for name in environment.get(ORGS, "").split(","))
     return [
-        Schedule.cron("*/15 * * * *", main_sync, MainSync(org, "pco", "delta", "schedule"), id=f"sync.delta.{org}", jitter="1m", overlap="skip")
+        Schedule.cron(
+            "*/15 * * * *", main_sync, MainSync(org, "pco", "delta", "schedule"), id=f"sync.delta.{org}", jitter="1m", overlap="skip",
+            tenant=tenant(environment),
+        )
         for org in named
         if org
-    ]
+    ]  # fmt: skip

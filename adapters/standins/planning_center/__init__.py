@@ -6,6 +6,7 @@ Shapes, paging, filters, quota and errors are those of API version 2025-03-20. W
 
 from adapters.standins.planning_center.app import Standin, create_app
 from adapters.standins.planning_center.churn import BadChange, Churn
+from adapters.standins.planning_center.deliveries import Event, Subscriptions, events_between, signed
 from adapters.standins.planning_center.faults import Fault, Faults
 from adapters.standins.planning_center.gate import Credentials, Quota
 from adapters.standins.planning_center.organization import Organization, Unknown
@@ -15,13 +16,17 @@ __all__ = [
     "BadChange",
     "Churn",
     "Credentials",
+    "Event",
     "Fault",
     "Faults",
     "Organization",
     "Quota",
     "Standin",
+    "Subscriptions",
     "Unknown",
     "create_app",
+    "events_between",
     "main",
     "serve",
+    "signed",
 ]

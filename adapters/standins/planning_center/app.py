@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from adapters.standins.planning_center.answer import Document, Page, dump
 from adapters.standins.planning_center.churn import BadChange, Churn, change
+from adapters.standins.planning_center.deliveries import Subscriptions
 from adapters.standins.planning_center.faults import Fault, Faults
 from adapters.standins.planning_center.gate import Credentials, Meter, Quota, Reading, Verdict
 from adapters.standins.planning_center.organization import Clock, Organization, Unknown
@@ -42,8 +43,12 @@ def create_app(
     churn: Churn | None = None,
     credentials: Credentials | None = None,
     unqueryable: Unqueryable = "ignore",
+    subscriptions: Subscriptions | None = None,
 ) -> Starlette:
-    """The API of one organization. `clock` (Unix seconds, the organization's own unless given) moves the quota's window."""
+    """The API of one organization. `clock` (Unix seconds, the organization's own unless given) moves the quota's window.
+
+    `subscriptions`: who is told by webhook of changes that are asked for.
+    """
     standin = Standin(
         organization=organization,
         faults=faults or Faults(),
@@ -52,6 +57,7 @@ def create_app(
         churn=churn,
         credentials=credentials or Credentials(),
         unqueryable=unqueryable,
+        subscriptions=subscriptions,
     )
     routes = [
         Route("/_standin/truth", standin.truth, methods=["GET"]),
@@ -108,6 +114,7 @@ class Standin:
     churn: Churn | None
     credentials: Credentials
     unqueryable: Unqueryable
+    subscriptions: Subscriptions | None = None
     requests: dict[str, Counter[str]] = field(factory=dict[str, Counter[str]])
     rows: Counter[str] = field(factory=Counter[str])
     random: Random = field(factory=lambda: Random("changes asked for"))
@@ -231,10 +238,15 @@ class Standin:
             wishes = sent if isinstance(sent, list) else [sent]
             done: list[Json] = []
             with self.organization.lock:
-                for wish in wishes:
-                    if not isinstance(wish, dict):
-                        raise BadChange("a change is an object with the key change")
-                    done.append(change(self.organization, wish, self.random))
+                before = self.organization.truth() if self.subscriptions is not None else {}
+                try:
+                    for wish in wishes:
+                        if not isinstance(wish, dict):
+                            raise BadChange("a change is an object with the key change")
+                        done.append(change(self.organization, wish, self.random))
+                finally:
+                    if self.subscriptions is not None:
+                        self.subscriptions.tell(before, self.organization.truth(), self.organization.id)
         except (BadChange, ValueError) as error:
             return _error(400, "Bad Request", str(error))
         except Unknown as error:

@@ -3,54 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import socket
-import threading
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import cast, get_args
 
-import uvicorn
-from starlette.applications import Starlette
-
+from adapters.standins.listening import listen, server, url
+from adapters.standins.listening import serve as serve
 from adapters.standins.planning_center.app import create_app
 from adapters.standins.planning_center.churn import Churn
+from adapters.standins.planning_center.deliveries import Subscriptions
 from adapters.standins.planning_center.faults import Faults, Level
 from adapters.standins.planning_center.gate import Credentials, Quota
 from adapters.standins.planning_center.organization import Organization
-
-_HOST = "127.0.0.1"
-
-
-def _listen(port: int) -> socket.socket:
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind((_HOST, port))
-    listener.listen(512)
-    return listener
-
-
-def _url(listener: socket.socket) -> str:
-    return f"http://{_HOST}:{listener.getsockname()[1]}"
-
-
-def _server(app: Starlette) -> uvicorn.Server:
-    # A dropped connection is an error to uvicorn, and here it is made on purpose: nothing is logged below critical.
-    return uvicorn.Server(uvicorn.Config(app, log_level="critical", access_log=False, lifespan="off", timeout_graceful_shutdown=1))
-
-
-@contextmanager
-def serve(app: Starlette, port: int = 0) -> Generator[str]:
-    """Serve an app from a thread, on a free port unless one is named; yields its URL."""
-    listener = _listen(port)
-    server = _server(app)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="planning-center-standin", daemon=True)
-    thread.start()
-    try:
-        yield _url(listener)
-    finally:
-        server.should_exit = True
-        thread.join()
-        listener.close()
 
 
 def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -66,6 +30,8 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--churn-changes", type=int, default=200, help="changes in all")
     parser.add_argument("--unqueryable", choices=("ignore", "refuse"), default="ignore", help="what `where` on anything else does")
     parser.add_argument("--quiet-merges", action="store_true", help="moved contact rows keep their updated_at")
+    parser.add_argument("--webhooks", metavar="URL", help="who is told of changes that are asked for at /_standin/change")
+    parser.add_argument("--webhook-secret", default="secret", help="of the subscriptions")
     parser.add_argument("--app-id", default="app_id")
     parser.add_argument("--secret", default="secret")
     parser.add_argument("--token", default="token")
@@ -83,8 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         churn=Churn(every=chosen.churn_every, changes=chosen.churn_changes, seed=chosen.seed) if chosen.churn else None,
         credentials=Credentials(chosen.app_id, chosen.secret, chosen.token),
         unqueryable=chosen.unqueryable,
+        subscriptions=Subscriptions(chosen.webhooks, chosen.webhook_secret) if chosen.webhooks else None,
     )
-    listener = _listen(chosen.port)
-    print(f"listening on {_url(listener)}", flush=True)
+    listener = listen(chosen.port)
+    print(f"listening on {url(listener)}", flush=True)
     with suppress(KeyboardInterrupt):
-        _server(app).run(sockets=[listener])
+        server(app).run(sockets=[listener])
