@@ -1,1 +1,1 @@
-"""`./dev demo`: the sync system at work, killed on the way, and judged by the source's own data."""
+"""`./dev demo`: the systems at work, killed on the way, and judged by what the outside world itself has recorded."""

@@ -22,26 +22,28 @@ class Stage:
     logs: Path
     environment: dict[str, str] = field(factory=lambda: dict(os.environ))
     workers: dict[int, subprocess.Popen[bytes]] = field(factory=dict[int, "subprocess.Popen[bytes]"])
+    services: dict[int, subprocess.Popen[str]] = field(factory=dict[int, "subprocess.Popen[str]"])
     _others: list[subprocess.Popen[str]] = field(factory=list["subprocess.Popen[str]"])
 
     def __enter__(self) -> Stage:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for worker in self.workers.values():
-            worker.terminate()
-        for worker in self.workers.values():
-            _end(worker)
+        running: list[subprocess.Popen[bytes] | subprocess.Popen[str]] = [*self.workers.values(), *self.services.values()]
+        for process in running:
+            process.terminate()
+        for process in running:
+            _end(process)
         for other in self._others:
             other.terminate()
             _end(other)
 
-    def standin(self, *arguments: str) -> str:
-        """Starts the stand-in and gives its address. Raises `FlowError` with its last words when it does not come up."""
-        log = self.logs / "standin.log"
+    def standin(self, *arguments: str, of: str = "planning_center") -> str:
+        """Starts a stand-in and gives its address. Raises `FlowError` with its last words when it does not come up."""
+        log = self.logs / f"{of}.log"
         with log.open("w") as errors:
             process = subprocess.Popen(
-                [sys.executable, "-m", "adapters.standins.planning_center", "--port", "0", *arguments],
+                [sys.executable, "-m", f"adapters.standins.{of}", "--port", "0", *arguments],
                 cwd=ROOT,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -67,14 +69,30 @@ class Stage:
         self.workers[process.pid] = process
         return process.pid
 
+    def service(self, dsn: str, port: int = 0) -> tuple[int, str]:
+        """Starts the HTTP service without a worker: its pid, and its address. Raises `FlowError` with its last words when it does not come up."""
+        log = self.logs / f"service-{len(self.services) + 1}.log"
+        command = ["serve", "adapters.deployment:deployment", "--no-worker", "--keys", "--database", dsn, "--port", str(port)]
+        with log.open("w") as errors:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "flowdsl", *command], cwd=ROOT, env=self.environment, stdout=subprocess.PIPE, stderr=errors, text=True
+            )
+        self.services[process.pid] = process
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("listening on "):
+                return process.pid, line.split()[-1].removesuffix("/api/v1")
+        raise FlowError(f"the service did not start:\n{log.read_text(errors='replace')[-2000:]}")
+
     def freeze(self, pid: int) -> None:
         """So that what is counted of it before the kill is still true at the kill."""
         os.kill(pid, signal.SIGSTOP)
 
     def kill(self, pid: int) -> None:
         """SIGKILL: no goodbye, nothing written."""
-        self.workers[pid].kill()
-        self.workers[pid].wait()
+        process = self.workers.get(pid) or self.services[pid]
+        process.kill()
+        process.wait()
 
 
 def _end(process: subprocess.Popen[bytes] | subprocess.Popen[str]) -> None:

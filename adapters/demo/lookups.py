@@ -1,0 +1,245 @@
+"""The play of the enrichment: subscribers come, three processes are killed when it hurts most, and the provider's books are compared with ours."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import json
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx2
+from attrs import define, field, frozen
+from standardwebhooks import Webhook as Standard
+
+from adapters.demo.play import _drop, _fresh
+from adapters.demo.screen import Screen
+from adapters.demo.stage import Stage
+from adapters.fullenrich import callbacks, settings
+from adapters.fullenrich.part import part
+from adapters.fullenrich.verdict import Verdict, verdict
+from domains.enrichment.values import Upload
+from domains.enrichment.workflows import upload
+from flowdsl import FlowError
+from flowdsl.journal import codecs_of
+from flowdsl.postgres.choice import choose
+from flowdsl.postgres.schema import migrate
+from flowdsl.postgres.store import NewStart, Store, connect
+from flowdsl.postgres.worker import new_id
+
+LEASE, PATIENCE = 4.0, 240.0
+SECRET = "whsec_" + "ZW5yaWNobWVudCBkZW1v" * 2
+CONFIGURED = {
+    settings.KEY: "demo key",
+    settings.COOLDOWN: "500ms",
+    settings.DEBOUNCE: "1s",
+    settings.BATCH: "25",
+    settings.POLL: "4s",
+    settings.SILENCE: "30s",
+    settings.LIMIT: "10m",
+    callbacks.SECRET: SECRET,
+}
+"""Everything that takes hours in earnest takes seconds here."""
+
+
+@frozen
+class Plan:
+    addresses: int
+    seed: int
+    workers: int
+    faults: str
+    kill: bool
+    database: str | None
+    folder: Path
+
+
+@define
+class Outcome:
+    """`interrupted`: submissions that a dead worker left behind, of which nobody knew whether they had been taken."""
+
+    addresses: int
+    batches: int = 0
+    killed: list[str] = field(factory=list[str])
+    interrupted: int = 0
+    callbacks: int = 0
+    refused: int = 0
+    """Callbacks that were forged."""
+    faults: dict[str, int] = field(factory=dict[str, int])
+    seconds: float = 0.0
+    verdict: Verdict | None = None
+
+    @property
+    def clean(self) -> bool:
+        return self.verdict is not None and self.verdict.clean and self.verdict.addresses == self.addresses
+
+
+async def play(plan: Plan, screen: Screen) -> Outcome:
+    """Raises `FlowError` when the stage cannot be set."""
+    with choose(plan.database) as choice:
+        dsn = plan.database or await _fresh(choice.dsn)
+        try:
+            screen.say(f"Postgres: {choice.source}")
+            await migrate(dsn, part(CONFIGURED).migrations)
+            async with await Store.open(dsn) as store:
+                with Stage(plan.folder) as stage:
+                    played = Play(plan, screen, store, stage)
+                    async with played.client:
+                        return await played.run()
+        finally:
+            if plan.database is None:
+                await _drop(choice.dsn, dsn)
+
+
+class Play:
+    def __init__(self, plan: Plan, screen: Screen, store: Store, stage: Stage) -> None:
+        self._plan, self._screen, self._store, self._stage = plan, screen, store, stage
+        self._outcome = Outcome(plan.addresses)
+        self._provider = self._service = ""
+        self.client = httpx2.AsyncClient(timeout=30)
+        self._service_pid = 0
+        self._kills = ["a worker that submits", "the service", "a worker", "a worker that submits"] if plan.kill else []
+
+    async def run(self) -> Outcome:
+        plan, outcome, stage, begun = self._plan, self._outcome, self._stage, time.monotonic()
+        weather = ("--faults", plan.faults, "--seed", str(plan.seed), "--forgets", "--again", "1", "--per-minute", "100000")
+        self._provider = stage.standin("--key", "demo key", "--work", "1.5", "--answer", "0.4", *weather, of="fullenrich")
+        stage.environment |= CONFIGURED | {settings.URL: f"{self._provider}/api/v2", settings.UPLOADS: str(plan.folder)}
+        self._service_pid, self._service = stage.service(self._store.dsn)
+        stage.environment[settings.CALLBACK] = f"{self._service}/webhooks/fullenrich"
+        pids = [stage.worker(self._store.dsn, LEASE) for _ in range(plan.workers)]
+        self._screen.say(f"FullEnrich stand-in at {self._provider}, faults {plan.faults}; it charges each time that it is asked")
+        self._screen.say(f"service: process {self._service_pid} at {self._service}; {plan.workers} workers: processes {', '.join(map(str, pids))}")
+        await self._subscribe()
+        await self._follow(begun)
+        connection = await connect(self._store.dsn)
+        try:
+            outcome.verdict = await verdict(connection, self._provider)
+        finally:
+            await connection.close()
+        await self._count()
+        outcome.seconds = round(time.monotonic() - begun, 1)
+        self._tell()
+        return outcome
+
+    # What comes
+
+    async def _subscribe(self) -> None:
+        """Half by webhook, some of them twice; half by file. Corporate addresses are kept, and nobody asks about them."""
+        emails = [f"someone{number}@{'gmail.com' if number % 2 else 'proton.me'}" for number in range(self._plan.addresses)]
+        half = len(emails) // 2
+        with (self._plan.folder / "list.csv").open("w", newline="") as file:
+            rows = csv.writer(file)
+            rows.writerow(["email", "name"])
+            rows.writerows([email, f"Some, One\n{email}"] for email in [*emails[half:], *emails[half : half + 5], "boss@example.org"])
+        for number, email in enumerate([*emails[:half], *emails[:5], "sales@example.org"]):
+            await self._deliver(f"msg_{number}", email)
+        order = Upload("list.csv")
+        body = codecs_of(upload).request.encode(order)
+        await self._store.start([NewStart(new_id(), "default", upload.name, upload.version, "", upload.key_of(order), upload.reuse, body)])
+        self._screen.say(f"{half} subscribers came by webhook, {len(emails) - half} by file")
+
+    async def _deliver(self, id: str, email: str) -> None:
+        body, now = json.dumps({"email": email, "source": "form"}), datetime.now(UTC)
+        headers = {"webhook-id": id, "webhook-timestamp": str(int(now.timestamp())), "webhook-signature": Standard(SECRET).sign(id, now, body)}
+        (await self.client.post(f"{self._service}/webhooks/subscribers", content=body, headers=headers)).raise_for_status()
+
+    # What is done to it
+
+    async def _follow(self, begun: float) -> None:
+        """Until every job has its result; kills on the way."""
+        told = ""
+        while time.monotonic() - begun < PATIENCE:
+            states = await self._states()
+            finished = states.get("enriched", 0) + states.get("absent", 0)
+            if self._kills:
+                await self._look_for_a_moment(finished)
+            said = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+            if said != told:
+                self._screen.say(said)
+                told = said
+            if finished == self._plan.addresses and not await self._open():
+                return
+            if all(worker.poll() is not None for worker in self._stage.workers.values()):
+                raise FlowError("all workers have ended; their last words are in the logs below")
+            await asyncio.sleep(0.1)
+        self._screen.say(f"[red]after {PATIENCE:g} s it is not over[/]")
+
+    async def _look_for_a_moment(self, finished: int) -> None:
+        stats = await self._ask("stats")
+        match self._kills[0]:
+            case "a worker that submits" if stats["unanswered"]:
+                await self._kill_worker(stats["unanswered"][0], "while a submission was under way")
+            case "the service" if stats["calling"]:
+                await self._kill_service()
+            case "a worker" if finished >= self._plan.addresses // 3:
+                await self._kill_worker(None, "while results came in")
+            case _:
+                pass
+
+    async def _kill_worker(self, execution: str | None, when: str) -> None:
+        """The one that has this execution, or any."""
+        rows = await self._store.again(
+            "select w.pid from flowdsl.executions x join flowdsl.workers w on w.id = x.owner where not w.gone and ($1::uuid is null or x.id = $1)",
+            execution,
+        )
+        running = [pid for pid, worker in self._stage.workers.items() if worker.poll() is None]
+        pid = next((row["pid"] for row in rows if row["pid"] in running), None)
+        if pid is None:
+            return
+        self._stage.kill(pid)
+        self._kills.pop(0)
+        self._outcome.killed.append(f"worker {when}")
+        self._screen.say(f"[bold red]kill -9 {pid}[/] {when}; worker {self._stage.worker(self._store.dsn, LEASE)} is started")
+        # Of what it had submitted it may have died before it kept the answer; there only a callback can tell.
+        rows = await self._store.again("select id from enrichment.batches where state = 'submitting'")
+        await self.client.post(f"{self._provider}/_standin/speak", json={"own": [row["id"] for row in rows]})
+
+    async def _kill_service(self) -> None:
+        self._stage.kill(self._service_pid)
+        self._kills.pop(0)
+        self._outcome.killed.append("service while callbacks came")
+        killed, port = self._service_pid, urlsplit(self._service).port or 0
+        self._service_pid, _ = await asyncio.to_thread(self._stage.service, self._store.dsn, port)
+        self._screen.say(f"[bold red]kill -9 {killed}[/] while callbacks came; service {self._service_pid} is started")
+
+    # What is to be seen
+
+    async def _states(self) -> dict[str, int]:
+        rows = await self._store.again("select state, count(*) as n from enrichment.jobs group by state")
+        return {row["state"]: row["n"] for row in rows}
+
+    async def _open(self) -> bool:
+        rows = await self._store.again("select exists (select from flowdsl.executions where status in ('running', 'suspended')) as open")
+        return bool(rows[0]["open"])
+
+    async def _ask(self, what: str) -> dict[str, Any]:
+        found: dict[str, Any] = (await self.client.get(f"{self._provider}/_standin/{what}")).raise_for_status().json()
+        return found
+
+    async def _count(self) -> None:
+        outcome, stats = self._outcome, await self._ask("stats")
+        outcome.faults = stats["faults"]
+        outcome.batches = (await self._store.again("select count(*) as n from enrichment.batches"))[0]["n"]
+        outcome.callbacks = (await self._store.again("select count(*) as n from flowdsl.webhooks where endpoint = 'fullenrich'"))[0]["n"]
+        outcome.refused = outcome.faults.get("forged", 0)
+        query = (
+            "select count(*) as n from flowdsl.journal where fingerprint like 'perform submit-to-fullenrich %' and convert_from(body, 'UTF8') like $1"
+        )
+        outcome.interrupted = (await self._store.again(query, '%"Interrupted"%'))[0]["n"]
+
+    def _tell(self) -> None:
+        outcome, found = self._outcome, self._outcome.verdict
+        assert found is not None
+        faults = ", ".join(f"{count} {kind}" for kind, count in sorted(outcome.faults.items())) or "none"
+        self._screen.say(
+            f"{len(outcome.killed)} processes killed, {outcome.interrupted} submissions cut short by it; the provider's faults: {faults}"
+        )
+        mark = "[bold green]✓" if outcome.clean else "[bold red]✗"
+        self._screen.say(
+            f"{mark} by the provider's books: {found.addresses} addresses in {outcome.batches} batches, {found.enriched} enriched, {found.absent} "
+            f"not found; {found.paid_twice} paid twice, {found.asked_twice} asked twice, {found.lost} lost, {found.processed_twice} processed twice, "
+            f"{found.wrong} wrong; {found.credits:g} credits, {found.unaccounted:g} unaccounted for[/]"
+        )

@@ -1,0 +1,1 @@
+"""FullEnrich: reverse look-up of addresses in batches, and everything that starts one."""

@@ -1,0 +1,3 @@
+from adapters.standins.fullenrich.serving import main
+
+main()
