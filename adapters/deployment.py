@@ -1,19 +1,19 @@
-"""The composition root: which workflows run here, when, and who carries them out. Importing it opens nothing, and reads one setting: who is
-synced by the clock."""
+"""The composition root: every system that runs here, one line each. How a system says what it brings: `adapters.part`.
+
+Importing it opens nothing, and reads the environment: who is synced by the clock, whose webhooks are believed.
+"""
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
-from adapters.planning_center.bindings import BINDINGS
-from adapters.planning_center.schedules import delta_syncs
-from domains.sync.workflows import entity_sync, main_sync
-from flowdsl import Deployment
+from adapters.fullenrich.part import part as fullenrich
+from adapters.imports.part import part as imports
+from adapters.part import composed
+from adapters.planning_center.part import part as planning_center
 
-deployment = Deployment(
-    workflows=[main_sync, entity_sync],
-    bindings=[*BINDINGS],
-    schedules=delta_syncs(os.environ),
-    migrations=[Path(__file__).parent / "migrations" / "sync"],
+deployment = composed(
+    planning_center(os.environ),
+    fullenrich(os.environ),
+    imports(os.environ),
 )

@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     )
     from flowdsl.policy import Concurrency, Limits, RateLimit, Retry
     from flowdsl.schedule import Schedule, scheduled_for
+    from flowdsl.secret import Secret
 
 _HOMES = {
     "returns.result": ("Failure", "Result", "Success"),
@@ -73,15 +74,16 @@ _HOMES = {
     ),
     "flowdsl.policy": ("Concurrency", "Limits", "RateLimit", "Retry"),
     "flowdsl.schedule": ("Schedule", "scheduled_for"),
+    "flowdsl.secret": ("Secret",),
 }  # fmt: skip
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Activity", "Attempt", "Binding", "Bound", "Cancelled", "Child", "Concurrency", "Defect", "Deployment", "Died", "Done", "Execution", "Exit",
     "Failure", "Flow", "FlowError", "GiveUp", "Interrupted", "Limits", "Next", "Node", "Nodes", "Outcome", "RateLimit", "Result", "Retry",
-    "RetryAfter", "Round", "Schedule", "Signal", "Skipped", "Status", "Steps", "Success", "TimedOut", "TooLarge", "Workflow", "activity", "all_",
-    "audit", "bind", "catching", "changed", "dag", "dag_attempt", "do", "each", "each_attempt", "execution", "fail", "iterate", "masked", "node",
-    "now", "pure", "race", "random", "report", "saga", "scheduled_for", "signal", "sleep", "this_attempt", "uuid", "workflow",
+    "RetryAfter", "Round", "Schedule", "Secret", "Signal", "Skipped", "Status", "Steps", "Success", "TimedOut", "TooLarge", "Workflow", "activity",
+    "all_", "audit", "bind", "catching", "changed", "dag", "dag_attempt", "do", "each", "each_attempt", "execution", "fail", "iterate", "masked",
+    "node", "now", "pure", "race", "random", "report", "saga", "scheduled_for", "signal", "sleep", "this_attempt", "uuid", "workflow",
 ]  # fmt: skip
 
 

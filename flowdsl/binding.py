@@ -17,6 +17,7 @@ from attrs import field, frozen
 
 from flowdsl.definition import Activity, Implementation, Workflow, check_activity, check_workflow
 from flowdsl.errors import DeploymentError, FlowError, NotFound
+from flowdsl.flow import Signal
 from flowdsl.policy import Budget, Limits
 from flowdsl.schedule import Schedule
 
@@ -103,14 +104,16 @@ class Deployment:
     """The workflows that may run here, and who implements their activities.
 
     Of a workflow there may be several versions: new executions take the newest, those that are open go on with the one that they began with.
-    Children and activities that the bodies name are found from there. `migrations`: folders of numbered .sql files for tables of your own in
-    the journal's database, applied as flowdsl's own are. Raises `DeploymentError` with everything that is missing or doubled.
+    Children and activities that the bodies name are found from there. `webhooks` and `routes`: what the service answers for it beside its own.
+    `migrations`: folders of numbered .sql files for tables of your own in the journal's database, applied as flowdsl's own are. Raises
+    `DeploymentError` with everything that is missing or doubled.
     """
 
     workflows: Sequence[Workflow[Any, Any, Any]]
     bindings: Sequence[Binding] = ()
     schedules: Sequence[Schedule] = ()
     webhooks: Sequence[Any] = ()
+    routes: Sequence[Any] = ()
     migrations: Sequence[Path] = ()
     limits: Limits = field(factory=Limits)
     _workflows: dict[str, Workflow[Any, Any, Any]] = field(init=False, factory=dict[str, Workflow[Any, Any, Any]])
@@ -208,6 +211,15 @@ def _refusals(check: Callable[[Any], None], definitions: Iterable[Any]) -> Itera
 
 def named_in(function: Callable[..., Any]) -> Iterator[Activity[Any, Any, Any] | Workflow[Any, Any, Any]]:
     """The activities and workflows that a body names, in itself, in its nested functions and in the functions that it calls."""
+    yield from _named(function, (Activity, Workflow))
+
+
+def signals_in(function: Callable[..., Any]) -> Iterator[Signal[Any]]:
+    """The signals that a body names, likewise."""
+    yield from _named(function, (Signal,))
+
+
+def _named(function: Callable[..., Any], kinds: tuple[type, ...]) -> Iterator[Any]:
     seen: set[int] = set()
     todo: list[Any] = [function]
     while todo:
@@ -216,7 +228,7 @@ def named_in(function: Callable[..., Any]) -> Iterator[Activity[Any, Any, Any] |
             continue
         seen.add(id(one))
         for found in _values_named(one):
-            if isinstance(found, (Activity, Workflow)):
+            if isinstance(found, kinds):
                 yield found
             elif inspect.isfunction(inspect.unwrap(found)) and _same_project(found, function):
                 todo.append(found)

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Generator, Iterable
 from contextlib import suppress
 from datetime import date, datetime, timedelta
 from enum import Enum
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Generic, Literal, Never, TypeAlias, TypeVar, cast, get_args, get_origin
 from uuid import UUID
 
@@ -317,16 +317,24 @@ def filled(template: str, request: object) -> str:
 
     None is spelled as nothing; an empty text, to differ from it, as a lone %.
     """
-    parts = list(_FORMATTER.parse(template))
-    escaped = _separators("".join(literal for literal, *_ in parts)) | {"%"}
+    parts, escaped = _read(template)
     key = ""
-    for literal, name, _, _ in parts:
+    for literal, name in parts:
         key += literal
         if name is not None:
             value = getattr(request, name)
-            text = "".join(_escape(char) if char in escaped else char for char in _text(name, value))
+            text = _text(name, value)
+            if not escaped.isdisjoint(text):
+                text = "".join(_escape(char) if char in escaped else char for char in text)
             key += text if text or value is None else "%"
     return key
+
+
+@lru_cache(maxsize=1000)
+def _read(template: str) -> tuple[list[tuple[str, str | None]], frozenset[str]]:
+    """Its literal texts, each with the field after it; and what is escaped inside fields."""
+    parts = [(literal, name) for literal, name, _, _ in _FORMATTER.parse(template)]
+    return parts, frozenset(_separators("".join(literal for literal, _ in parts)) | {"%"})
 
 
 def _escape(char: str) -> str:

@@ -85,6 +85,28 @@ class GiveUp(FlowError):
         super().__init__(why)
 
 
+class KeyMissing(StoreError):
+    """A payload is encrypted with a key that this process does not have. Nothing is lost: what needs it waits for the key."""
+
+    def __init__(self, key: str, what: str) -> None:
+        self.key, self.what = key, what
+        super().__init__(
+            f"{what} is encrypted with the key {key!r}, which is not here",
+            "Add that key to FLOWDSL_ENCRYPTION_KEYS, or to the file that FLOWDSL_ENCRYPTION_KEY_FILE names",
+        )
+
+
+class NotGenuine(StoreError):
+    """A payload that no holder of the key wrote for this place: it was changed, or moved here from another row."""
+
+    def __init__(self, key: str, what: str) -> None:
+        self.key, self.what = key, what
+        super().__init__(
+            f"{what} does not open with the key {key!r}: it was changed or moved, or that name stands for another key here",
+            "Compare the keys of this process with those of its neighbours; if they are the same, restore the row from a backup",
+        )
+
+
 class EmbeddedPostgresError(StoreError):
     """The embedded server cannot be had: what, why, and what to do."""
 

@@ -29,6 +29,7 @@ ARROWS = ("flowdsl", "domains", "adapters", "tests")  # each may import those be
 # Each file of `flowdsl` (or the folder it has grown into) imports only from levels above its own.
 ORDER = [
     {"errors"},
+    {"secret"},
     {"flow", "policy"},
     {"definition", "rule"},
     {"schedule"},
@@ -53,13 +54,14 @@ ORDER = [
     {"replay"},
     {"temporal"},
     {"postgres"},
+    {"metrics", "tracing"},
     {"service"},
     {"testing"},
     {"bench"},
     {"cli", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
-FRONT_DOOR = {"errors", "flow", "policy", "definition", "schedule", "binding"}  # what `flowdsl/__init__.py` hands on
+FRONT_DOOR = {"errors", "secret", "flow", "policy", "definition", "schedule", "binding"}  # what `flowdsl/__init__.py` hands on
 LEVEL[""] = LEVEL["binding"] + 1  # `from flowdsl import Flow` loads all of these
 
 LIBRARIES = {  # which modules may know a library
@@ -68,6 +70,8 @@ LIBRARIES = {  # which modules may know a library
     "temporalio": ("flowdsl.temporal", "adapters.deployment"),
     "cattrs": ("flowdsl.codec", "adapters.deployment"),
     "cronsim": ("flowdsl.rule",),
+    "prometheus_client": ("flowdsl.metrics", "flowdsl.service"),
+    "opentelemetry": ("flowdsl.tracing",),
     "click": ("flowdsl.cli", "adapters"),
     "rich": ("flowdsl.cli", "adapters"),
 }

@@ -156,6 +156,7 @@ class Play:
                 raise FlowError("all workers have ended; their last words are in the logs below")
             await asyncio.sleep(0.25)
         told.status, told.seconds = summary.status, round(time.monotonic() - begun, 1)
+        await self._watch(id, told, 1.0)
         if summary.status != "succeeded":
             raise FlowError(f"the import is {summary.status}: {summary.cause or summary.exit!r}")
         counts = json.loads(summary.exit or b"{}")["success"]["counts"]

@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+import copy
+
 import click
 
-from flowdsl.cli import auditing, breaking, drawing, keeping, keys, looking, operating, proving, running, scheduling, serving
+from flowdsl.cli import (
+    auditing,
+    bench,
+    breaking,
+    completing,
+    developing,
+    drawing,
+    encrypting,
+    keeping,
+    keys,
+    looking,
+    operating,
+    proving,
+    running,
+    scheduling,
+    serving,
+    starter,
+)
 from flowdsl.cli.edge import LOGS, Commands
 
 __all__ = ["main"]
+
+_EXITS = "Exit codes: 0 done; 1 it was not, or not all of it; 2 wrong usage or input, or no database."
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -35,7 +56,28 @@ for command in (
     *auditing.COMMANDS,
     *scheduling.COMMANDS,
     *keys.COMMANDS,
+    *encrypting.COMMANDS,
     *serving.COMMANDS,
+    *developing.COMMANDS,
     *breaking.COMMANDS,
+    *bench.COMMANDS,
+    *starter.COMMANDS,
+    *completing.COMMANDS,
 ):
     main.add_command(command)
+
+_dead_letters = copy.copy(operating.dead)  # what the service calls them
+_dead_letters.hidden = True
+main.add_command(_dead_letters, "dead-letters")
+
+
+def _document(command: click.Command) -> None:
+    """Each command says how it ends, those that end as most do as well."""
+    if isinstance(command, click.Group):
+        for one in command.commands.values():
+            _document(one)
+    if not isinstance(command, click.Group) or command.invoke_without_command:
+        command.epilog = command.epilog or _EXITS
+
+
+_document(main)

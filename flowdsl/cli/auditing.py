@@ -47,13 +47,15 @@ def list_(tenant: str | None, execution: str | None, event: str | None, limit: i
             event,
             limit,
         )
+        from flowdsl.postgres.looking import facts_of
+
         if as_json:
-            emit([{**dict(row), "facts": _facts(row["facts"])} for row in rows])
+            emit([{**dict(row), "facts": _facts(facts_of(store, row))} for row in rows])
             return 0
         for row in rows:
             number = "–" if row["seq"] is None else row["seq"]
             about = shown(f"{row['tenant']} {row['event']} {row['execution'] or ''}").rstrip()
-            click.echo(f"{number!s:>8}  {row['at']:%Y-%m-%d %H:%M:%S.%f}  {about}  {click.style(shown(str(_text(row['facts']))), dim=True)}")
+            click.echo(f"{number!s:>8}  {row['at']:%Y-%m-%d %H:%M:%S.%f}  {about}  {click.style(shown(_text(facts_of(store, row))), dim=True)}")
         if not rows:
             click.echo("nothing")
         return 0

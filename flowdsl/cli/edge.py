@@ -37,6 +37,13 @@ class Refusal(click.ClickException):
         click.secho(f"flowdsl: {self.message}", fg="red", err=True)
 
 
+_EXTRAS: dict[str, str] = {
+    "service": "prometheus_client sse_starlette standardwebhooks starlette typed_settings uvicorn watchfiles",
+    "testing": "hypothesis pytest",
+}
+"""Which libraries come with an extra."""
+
+
 class Commands(click.Group):
     """The one place where expected errors of all commands become a line and an exit code."""
 
@@ -50,6 +57,12 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except FlowError as error:
             raise Refusal(str(error)) from None
+        except ModuleNotFoundError as error:
+            library = str(error.name).partition(".")[0]
+            extra = next((extra for extra, libraries in _EXTRAS.items() if library in libraries.split()), None)
+            if extra is None:
+                raise
+            raise Refusal(f"{library} is not installed: pip install 'flowdsl[{extra}]'") from None
         except KeyboardInterrupt:
             raise click.exceptions.Exit(130) from None
 
@@ -142,16 +155,40 @@ def begin_logs() -> None:
 
     import structlog
 
+    from flowdsl.secret import concealing
+
     wishes = log_options()
     plain = structlog.dev.ConsoleRenderer(
         colors=sys.stderr.isatty() and "NO_COLOR" not in os.environ, exception_formatter=structlog.dev.plain_traceback
     )
     last: list[Any] = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()] if "--log-json" in wishes else [plain]
     structlog.configure(
-        processors=[structlog.processors.add_log_level, structlog.processors.TimeStamper("iso"), *last],
+        processors=[structlog.processors.add_log_level, structlog.processors.TimeStamper("iso"), concealing, *last, concealing],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO if "--verbose" in wishes else logging.WARNING),
         logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _Stderr())),
     )
+    root = logging.getLogger()
+    root.handlers = [*(one for one in root.handlers if one.name != "flowdsl"), _of_libraries()]
+
+
+def _of_libraries() -> Any:
+    """What libraries log, as lines of ours: the first of their words, without the values put into them, and errors without what they quote."""
+    import logging
+
+    import structlog
+
+    from flowdsl.postgres.connection import trace
+
+    class Told(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            error = record.exc_info[1] if record.exc_info else None
+            more = {} if error is None else {"traceback": trace(error)}
+            words = (str(record.msg).splitlines() or [""])[0][:200]
+            structlog.get_logger("flowdsl").log(record.levelno, "library.told", library=record.name, words=words, **more)
+
+    told = Told(logging.WARNING)
+    told.name = "flowdsl"
+    return told
 
 
 # The event loop, and the database

@@ -81,6 +81,7 @@ def doctor(deployment: str | None, deep: bool, limit: int, database: str | None,
     """Says which database is meant and why, how it stands, and what is wrong with it. Nothing is changed."""
     from flowdsl.postgres.deep import look
     from flowdsl.postgres.doctor import examine
+    from flowdsl.postgres.encryption import from_surroundings
     from flowdsl.postgres.schema import pending_migrations
     from flowdsl.postgres.store import connect, shown_dsn
 
@@ -96,7 +97,7 @@ def doctor(deployment: str | None, deep: bool, limit: int, database: str | None,
         try:
             facts, problems = await examine(connection)
             if deep and not await pending_migrations(connection):
-                report = await look(connection, code_of, limit=limit)
+                report = await look(connection, code_of, limit=limit, encryption=from_surroundings())
         finally:
             await connection.close()
         about = {"source": choice.source, "why": choice.why, "database": shown_dsn(choice.dsn)}

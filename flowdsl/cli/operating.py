@@ -147,12 +147,18 @@ def unmatched(limit: int, tenant: str, database: str | None, as_json: bool) -> N
 @REASON
 @TENANT
 @DATABASE
-def pause(id: str, reason: str, tenant: str, database: str | None) -> None:
+@JSON
+def pause(id: str, reason: str, tenant: str, database: str | None, as_json: bool) -> None:
     """Nothing new of it begins: what runs may end and is recorded, then it is blocked until it is resumed."""
+    if as_json:
+        only_json()
 
     async def work(operator: Operator, store: Store) -> int:
         await operator.pause(id, reason or "by a person")
-        click.echo("asked")
+        if as_json:
+            emit({"execution": id, "outcome": "asked"})
+        else:
+            click.echo("asked")
         return 0
 
     _operated(database, tenant, None, work)
@@ -207,12 +213,18 @@ def resume(
 @REASON
 @TENANT
 @DATABASE
-def terminate(id: str, reason: str, tenant: str, database: str | None) -> None:
+@JSON
+def terminate(id: str, reason: str, tenant: str, database: str | None, as_json: bool) -> None:
     """Ends it at once, also when it is blocked: no finalizer and no undo runs. `flowdsl cancel` is kinder."""
+    if as_json:
+        only_json()
 
     async def work(operator: Operator, store: Store) -> int:
         await operator.terminate(id, reason or "by a person")
-        click.echo("terminated")
+        if as_json:
+            emit({"execution": id, "outcome": "terminated"})
+        else:
+            click.echo("terminated")
         return 0
 
     _operated(database, tenant, None, work)
@@ -503,9 +515,10 @@ def tell_fits(groups: dict[tuple[str, str, str, str], list[Fit]], as_json: bool,
     metavar="FOLDER",
     help="Journals alone, each in a readable file there: for `flowdsl compat --journals FOLDER`.",
 )
+@click.option("--plain", is_flag=True, help="Also what is encrypted, in the clear; else it stays as it is, and its key must be where it is imported.")
 @TENANT
 @DATABASE
-def export(ids: tuple[str, ...], output: Path | None, golden: Path | None, tenant: str, database: str | None) -> None:
+def export(ids: tuple[str, ...], output: Path | None, golden: Path | None, plain: bool, tenant: str, database: str | None) -> None:
     """Executions with their journals, mail and descendants, as of one moment."""
     if golden is not None and output is not None:
         raise click.UsageError("--golden and --output are two forms: name one of them")
@@ -513,7 +526,7 @@ def export(ids: tuple[str, ...], output: Path | None, golden: Path | None, tenan
     async def work(store: Store) -> int:
         from flowdsl.postgres.moving import exported
 
-        text = await exported(store, ids, tenant=tenant)
+        text = await exported(store, ids, tenant=tenant, plain=plain)
         if golden is not None:
             from flowdsl.testing.golden import read, written
 

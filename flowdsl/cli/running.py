@@ -144,9 +144,10 @@ async def _end_or_stop(worker: Any, id: str, stop: Stop, *, show: bool) -> None:
 async def _compare(store: Store, id: str, definition: Workflow[Any, Any, Any], request: Any) -> None:
     """Says so when the execution was started with another input: that one counts."""
     from flowdsl.journal import codecs_of
+    from flowdsl.postgres.encryption import request_of
 
-    rows = await store.again("select request from flowdsl.executions where id = $1::uuid", id)
-    if rows and rows[0]["request"] != codecs_of(definition).request.encode(request):
+    rows = await store.again("select tenant, request from flowdsl.executions where id = $1::uuid", id)
+    if rows and store.encryption.decrypt(request_of(rows[0]["tenant"], id), rows[0]["request"]) != codecs_of(definition).request.encode(request):
         aside(f"execution {id} has that key already, with another input: that one counts, and --input does not")
 
 
@@ -232,11 +233,14 @@ def _wish(limits: Limits, definition: Workflow[Any, Any, Any], request: Any, key
 @click.option(
     "--grace", type=click.FloatRange(min=0), default=10.0, show_default=True, metavar="SECONDS", help="For running activities, at the stop."
 )
+@click.option("--metrics", metavar="[HOST:]PORT", help="Numbers for Prometheus there; each of N processes takes the next port that is free.")
 @click.option("--embedded", is_flag=True, help="Allow the embedded Postgres, should no database be named.")
 @DATABASE
 @JSON
 @LOGS
-def worker(deployment: str, processes: int, lease: float, grace: float, embedded: bool, database: str | None, as_json: bool) -> None:
+def worker(
+    deployment: str, processes: int, lease: float, grace: float, metrics: str | None, embedded: bool, database: str | None, as_json: bool
+) -> None:
     """Works on executions until it is told to stop.
 
     SIGTERM or Ctrl-C: it claims nothing more, lets running activities finish for the grace period, and lets go of the rest for others. The
@@ -250,7 +254,7 @@ def worker(deployment: str, processes: int, lease: float, grace: float, embedded
         only_json()
     if named(database) is None and not embedded:
         raise Refusal("no database is named: pass --database URL or set FLOWDSL_DATABASE_URL; or --embedded, for the one that flowdsl brings")
-    loaded = load(deployment)
+    loaded, watched = load(deployment), _address_of(metrics)
     begin_logs()
 
     async def prepared(dsn: str) -> int:
@@ -259,13 +263,15 @@ def worker(deployment: str, processes: int, lease: float, grace: float, embedded
 
     with database_of(database) as choice:
         if processes == 1:
-            code = awaited(_work(loaded, choice.dsn, Tuning(lease=lease, grace=grace), deployment), fast=True)
+            code = awaited(_work(loaded, choice.dsn, Tuning(lease=lease, grace=grace), deployment, watched), fast=True)
             restarts = 0
         else:
             from flowdsl.cli.supervision import STOPPING, supervise
 
             awaited(prepared(choice.dsn))  # what is wrong is told once, before there are children
             command = [sys.executable, "-m", "flowdsl", *log_options(), "worker", deployment, "--lease", str(lease), "--grace", str(grace)]
+            if watched is not None:
+                command += ["--metrics", f"{watched[0]}:{watched[1]}"]
             # By the environment: a password on a command line can be read by every user of the machine.
             settings = {**os.environ, "FLOWDSL_DATABASE_URL": choice.dsn, _SUPERVISOR: str(os.getpid())}
             restarts, code = supervise(command, settings, processes, patience=grace + STOPPING), 0
@@ -274,7 +280,38 @@ def worker(deployment: str, processes: int, lease: float, grace: float, embedded
     sys.exit(code)
 
 
-async def _work(deployment: Deployment, dsn: str, tuning: Tuning, name: str) -> int:
+PORTS = 100
+"""Ports that are tried for numbers, one after the other."""
+
+
+def _address_of(text: str | None) -> tuple[str, int] | None:
+    if text is None:
+        return None
+    host, _, port = text.rpartition(":")
+    if not port.isdecimal() or not 0 <= int(port) <= 65535:
+        raise Refusal(f"--metrics {text}: write a port, such as 9464, or with an address, such as 0.0.0.0:9464")
+    return host or "127.0.0.1", int(port)
+
+
+def _watch(worker: Any, address: tuple[str, int]) -> None:
+    """Serves its numbers on the first port that is free."""
+    try:
+        from flowdsl.metrics import Metrics
+    except ImportError:
+        raise Refusal('--metrics: prometheus-client is not installed: pip install "flowdsl[metrics]"') from None
+    metrics, (host, first) = Metrics(), address
+    for port in range(first, min(first + PORTS, 65536)) if first else [0]:
+        try:
+            found = metrics.serve(port, host)
+        except OSError:
+            continue
+        metrics.watch(worker)
+        aside(f"process {os.getpid()}: numbers at http://{host}:{found}/metrics")
+        return
+    raise Refusal(f"--metrics: no port of {host} from {first} on is free")
+
+
+async def _work(deployment: Deployment, dsn: str, tuning: Tuning, name: str, watched: tuple[str, int] | None = None) -> int:
     import asyncio
 
     from flowdsl.cli.supervision import name_process
@@ -285,6 +322,8 @@ async def _work(deployment: Deployment, dsn: str, tuning: Tuning, name: str) -> 
     if supervisor:
         name_process()
     async with opened(deployment, dsn, tuning) as one:
+        if watched is not None:
+            _watch(one, watched)
         aside(f"worker {one.id}, process {os.getpid()}: works on {name} ({', '.join(deployment.names)})")
         waits = [asyncio.create_task(event.wait()) for event in (stop.asked, one.spent)]
         while not (stop.code or one.spent.is_set()) and (not supervisor or os.getppid() == supervisor):

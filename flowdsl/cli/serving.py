@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +16,6 @@ if TYPE_CHECKING:
     from flowdsl.binding import Deployment
     from flowdsl.service.settings import Settings
 
-DRAIN = 10
-"""Seconds that requests under way get at the stop."""
-
 
 @click.command(
     short_help="The HTTP API, schedules and a worker, in one process.",
@@ -31,9 +27,12 @@ DRAIN = 10
 @click.option("--keys/--development", "keyed", default=None, help="Ask for API keys; or believe whoever is on this machine. Default: see below.")
 @click.option("--worker/--no-worker", "works", default=True, show_default=True, help="Also work on executions here.")
 @click.option("--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE", help="Settings. Default: ./flowdsl.toml.")
+@click.option("--print-config", "printed", is_flag=True, help="Print the settings in force, and who sets each, without passwords; serve nothing.")
 @DATABASE
 @LOGS
-def serve(deployment: str, host: str | None, port: int | None, keyed: bool | None, works: bool, config: Path | None, database: str | None) -> None:
+def serve(
+    deployment: str, host: str | None, port: int | None, keyed: bool | None, works: bool, config: Path | None, printed: bool, database: str | None
+) -> None:  # fmt: skip
     """Serves a deployment over HTTP, and works on its executions.
 
     On a database that you name it asks for API keys; `flowdsl keys make` makes them. With the embedded Postgres, as long as there is no key in it, it
@@ -47,8 +46,16 @@ def serve(deployment: str, host: str | None, port: int | None, keyed: bool | Non
     loaded, settings = load(deployment), settings_of(config)
     server = settings.server
     settings = evolve(settings, server=evolve(server, host=server.host if host is None else host, port=server.port if port is None else port))
+    if printed:
+        from flowdsl.service.settings import shown
+
+        given = (("server.host", host, "--host"), ("server.port", port, "--port"), ("database.url", database, "--database"))
+        settings = evolve(settings, database=evolve(settings.database, url=database or settings.database.url))
+        click.echo(shown(settings, config, said={name: option for name, value, option in given if value is not None}))
+        return
     begin_logs()
-    with database_of(database or settings.database.url or None) as choice:
+    of_file = settings.database.url if config is not None and "FLOWDSL_DATABASE_URL" not in os.environ else None
+    with database_of(database or of_file or None) as choice:  # the environment and ./flowdsl.toml it finds, and names, itself
         code = awaited(_serve(loaded, settings, choice.dsn, choice.source, keyed=keyed, works=works, embedded=choice.embedded), fast=True)
     sys.exit(code)
 
@@ -56,6 +63,7 @@ def serve(deployment: str, host: str | None, port: int | None, keyed: bool | Non
 async def _serve(deployment: Deployment, settings: Settings, dsn: str, source: str, *, keyed: bool | None, works: bool, embedded: bool) -> int:
     from contextlib import AsyncExitStack
 
+    from flowdsl.postgres.encryption import from_surroundings
     from flowdsl.postgres.schema import migrate
     from flowdsl.postgres.store import Store
     from flowdsl.postgres.worker import Worker
@@ -66,7 +74,7 @@ async def _serve(deployment: Deployment, settings: Settings, dsn: str, source: s
     stop = Stop()
     await migrate(dsn, deployment.migrations)
     async with AsyncExitStack() as stack:
-        store = await stack.enter_async_context(await Store.open(dsn))
+        store = await stack.enter_async_context(await Store.open(dsn, encryption=from_surroundings(settings.encryption.key_file)))
         has_keys = await _has_keys(store)
         asks = keyed if keyed is not None else has_keys or not embedded
         if not asks and not _local(settings.server.host):
@@ -74,7 +82,8 @@ async def _serve(deployment: Deployment, settings: Settings, dsn: str, source: s
         bound = _bound(settings.server.host, settings.server.port)
         stack.callback(bound.close)
         worker = await stack.enter_async_context(Worker(deployment, store)) if works else None
-        app = create_app(deployment, settings, store=store, access=KeyAccess(store) if asks else DevelopmentAccess(), worker=worker)
+        access, tracing = KeyAccess(store) if asks else DevelopmentAccess(), _tracing() if settings.server.traces == "on" else None
+        app = create_app(deployment, settings, store=store, access=access, worker=worker, tracing=tracing)
         place = f"http://{_shown(settings.server.host)}:{bound.getsockname()[1]}"
         aside(f"database: {source}")
         if not asks:
@@ -92,25 +101,21 @@ async def _serve(deployment: Deployment, settings: Settings, dsn: str, source: s
     return 75 if spent else 0  # EX_TEMPFAIL: a process that begins anew has its threads again
 
 
+def _tracing() -> Any:
+    try:
+        from flowdsl.tracing import Tracing
+    except ImportError:
+        raise Refusal('the settings say [server] traces = "on", and OpenTelemetry is not installed: pip install "flowdsl[otel]"') from None
+    return Tracing()
+
+
 async def _until_stopped(app: Any, bound: Any, stop: Stop, spent: Any) -> None:
     """Answers until a signal comes, or the worker's threads are spent; then ends open streams and lets requests under way end."""
     import asyncio
-    from contextlib import contextmanager
 
-    import uvicorn
+    from flowdsl.service.server import server_of
 
-    config = uvicorn.Config(
-        app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=DRAIN, h11_max_incomplete_event_size=65536
-    )
-
-    class Server(uvicorn.Server):
-        """Signals are ours: open streams must be told before the server waits for them."""
-
-        @contextmanager
-        def capture_signals(self) -> Generator[None]:
-            yield
-
-    server = Server(config)
+    server = server_of(app)
     serving = asyncio.create_task(server.serve(sockets=[bound]))
     waits = [asyncio.create_task(event.wait()) for event in (stop.asked, spent) if event is not None]
     await asyncio.wait([serving, *waits], return_when=asyncio.FIRST_COMPLETED)

@@ -10,10 +10,11 @@ from typing import Final, TypeAlias
 from attrs import evolve, frozen
 
 from flowdsl.definition import Activity
+from flowdsl.flow import Interrupted
 from flowdsl.lint.finding import Finding, finding
 from flowdsl.outline.source import Written
 from flowdsl.outline.values import BODIES, Item
-from flowdsl.policy import DEFAULT_RETRY, Policies, duration
+from flowdsl.policy import DEFAULT_RETRY, Policies, Retry, duration
 
 LONG: Final = 1000
 """Rounds of a plain loop whose entries are better a checkpoint's."""
@@ -110,7 +111,7 @@ class _Around:
         if kind == "loop":
             return evolve(self, loop=item)
         if kind == "retry":
-            return evolve(self, retried=True)
+            return evolve(self, retried=self.retried or _takes_up_what_was_cut_short(item.subject))
         return evolve(self, rounds=True, loop=None) if kind == "iterate" else self
 
 
@@ -263,9 +264,15 @@ def _star(node: ast.AST) -> bool:
 # Activities that run at most once
 
 
+def _takes_up_what_was_cut_short(policy: object) -> bool:
+    """Whether a retry runs again what a crash may have left half done: not one that names other failures only."""
+    return not (isinstance(policy, Retry) and isinstance(policy.on, tuple) and policy.on and Interrupted not in policy.on)
+
+
 def _at_most_once(name: str, policies: Policies, around: _Around) -> Iterator[tuple[str, str]]:
     if around.retried:
-        yield "at-most-once", f'{name} runs at most once (crash="fail"), and `.retry(…)` runs it again: leave it out of what is retried'
+        advice = "leave it out, or name in `on=` what is safe to retry"
+        yield "at-most-once", f'{name} runs at most once (crash="fail"), and `.retry(…)` runs it again: {advice}'
     elif policies.retry != DEFAULT_RETRY and policies.retry.attempts != 1:
         yield "at-most-once", f'{name} runs at most once (crash="fail"): its `retry=` never applies. Take it away, or declare crash="retry"'
 

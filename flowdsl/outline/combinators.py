@@ -57,11 +57,12 @@ def _until(one: Call, name: str) -> tuple[str, str]:
 
 def _retry(one: Call, of: Value) -> Value:
     """The tries are bound, and the pauses between them slept, in a body of the language's own."""
-    policy = one.arg(0, "policy")
-    words = retry_of(policy.value) if isinstance(policy, Known) and isinstance(policy.value, Retry) else one.text(0, "policy")
+    given = one.arg(0, "policy")
+    policy = given.value if isinstance(given, Known) and isinstance(given.value, Retry) else None
+    words = one.text(0, "policy") if policy is None else retry_of(policy)
     tried, paused = _retried_sites()
     item = one.group("retry", f"retry {words}", flow_of(one.reader, of, one.node).at(tried), asks=("sleep",))
-    return Flowing(evolve(item, site=paused))
+    return Flowing(evolve(item, site=paused, subject=policy))
 
 
 @cache

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from flowdsl.activation import child_id
 from flowdsl.codec import codec
-from flowdsl.errors import FlowError, Rejected
+from flowdsl.errors import FlowError, KeyMissing, Rejected
 from flowdsl.flow import Defect, Existing, Receive, Start
 from flowdsl.journal import BUG, defect_body
 from flowdsl.machine import Pending
@@ -53,7 +53,11 @@ async def _keyed_child(worker: Worker, resident: Resident, one: Pending, start: 
 
 async def look_for(worker: Worker, resident: Resident, children: tuple[str, ...]) -> None:
     """Children that are waited for may have ended before: their exits are fed. One that is another's is looked at again, now and then."""
-    known = await worker.store.children(children)
+    try:
+        known = await worker.store.children(children)
+    except KeyMissing as error:
+        await worker.put_off(resident.id, resident.epoch, error)
+        return
     await worker.intake.fetch_mail([resident.id])
     for child in children:
         parent, exit = known.get(child, (None, None))

@@ -25,7 +25,7 @@ from flowdsl.flow import Perform
 from flowdsl.hands import ABANDON
 from flowdsl.machine import Pending
 from flowdsl.policy import Budget, RateLimit
-from flowdsl.postgres.store import lost, trace
+from flowdsl.postgres.store import lost, reason, trace
 from flowdsl.replay import Resident
 
 log = structlog.get_logger("flowdsl")
@@ -215,7 +215,7 @@ class Budgets:
                 await self._round()
                 tries = 0
             except Exception as error:
-                log.warning("budgets.failed", worker=self._worker.id, error=str(error) or type(error).__name__, **_traced(error))
+                log.warning("budgets.failed", worker=self._worker.id, error=reason(error), **_traced(error))
                 self._doubtful, tries = True, tries + 1
                 if self._connection is not None:
                     self._connection.terminate()  # it may hold a hidden transaction

@@ -8,13 +8,17 @@ from flowdsl.binding import Deployment
 from flowdsl.compat import Fit, fit
 from flowdsl.flow import Execution
 from flowdsl.operating import Subject
+from flowdsl.postgres.encryption import request_of
 from flowdsl.postgres.store import Store
 
 PAGE = 200
 
 
 async def compared(store: Store, deployment: Deployment, *, workflow: str | None = None) -> AsyncGenerator[Fit]:
-    """A verdict for each open execution, in the order of ids. Only reads; those that begin or move meanwhile may be missed or be behind."""
+    """A verdict for each open execution, in the order of ids. Only reads; those that begin or move meanwhile may be missed or be behind.
+
+    Raises `KeyMissing`, `NotGenuine`.
+    """
     after = "00000000-0000-0000-0000-000000000000"
     while True:
         rows = await store.again(
@@ -30,7 +34,9 @@ async def compared(store: Store, deployment: Deployment, *, workflow: str | None
             id, parent = str(row["id"]), None if row["parent"] is None else str(row["parent"])
             execution = Execution(id, row["tenant"], row["workflow"], row["key"], parent, row["started"])
             definitions = deployment.definitions(row["workflow"], row["version"])
-            yield fit(Subject(execution, row["request"], journals[id], definitions), journals[id])
+            request = store.encryption.decrypt(request_of(row["tenant"], id), row["request"])
+            entries = store.encryption.entries(row["tenant"], id, journals[id])
+            yield fit(Subject(execution, request, entries, definitions), entries)
         if len(rows) < PAGE:
             return
         after = str(rows[-1]["id"])

@@ -128,8 +128,24 @@ def _state(error: BaseException) -> str:
 
 
 def trace(error: BaseException) -> str:
-    """A bug's traceback as plain text: to draw it with local variables takes seconds, in which nothing else goes on."""
-    return "".join(traceback.format_exception(error))[-8192:]
+    """A bug's traceback for a log: files, lines and classes, of its causes too. What was raised may quote somebody's values, and is left out."""
+    lines: list[str] = []
+    seen: set[int] = set()
+    one: BaseException | None = error
+    while one is not None and id(one) not in seen:
+        seen.add(id(one))
+        lines[:0] = ["Traceback (most recent call last):\n", *traceback.format_tb(one.__traceback__), f"{type(one).__qualname__}\n"]
+        one = one.__cause__ or (None if one.__suppress_context__ else one.__context__)
+    return "".join(lines)[-8192:]
+
+
+def reason(error: BaseException) -> str:
+    """Why something failed, for a log: in the error's words where they are about the server, else only what class of error it is."""
+    if isinstance(error, asyncpg.PostgresError) and (refuses(error) or _state(error)[:1] in ("P", "")):
+        return f"{type(error).__name__} {_state(error)}".rstrip()
+    if isinstance(error, (StoreError, OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)):
+        return str(error) or type(error).__name__
+    return type(error).__name__
 
 
 def shown_dsn(dsn: str) -> str:

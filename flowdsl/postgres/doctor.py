@@ -9,6 +9,7 @@ from typing import Any
 
 import asyncpg
 
+from flowdsl.postgres.encryption import is_encrypted
 from flowdsl.postgres.schema import FLOOR, pending_migrations
 from flowdsl.postgres.store import Connection
 
@@ -164,7 +165,7 @@ def _name(row: Any) -> str:
 async def _oldest_due(connection: Connection) -> Told:
     row = await connection.fetchrow(
         "select id, workflow, extract(epoch from clock_timestamp() - wake)::float8 as age from flowdsl.executions"
-        " where owner is null and wake <= clock_timestamp() order by wake limit 1"
+        " where owner is null and wake <= statement_timestamp() and status <> 'blocked' order by wake limit 1"
     )
     yield "oldest due", "none" if row is None else f"{row['workflow']} {row['id']}, for {row['age']:.1f} s"
     if row is None:
@@ -186,7 +187,8 @@ async def _dead_letters(connection: Connection) -> Told:
     blocked = [row for row in rows if row["status"] == "blocked"]
     yield "dead letters", f"{failed} failed, {len(blocked)} blocked"
     for row in blocked[:10]:
-        yield f"{row['workflow']} {row['id']} is blocked: {(str(row['cause']).splitlines() or [''])[0]}"
+        cause = f"see `flowdsl status {row['id']}`" if is_encrypted(row["cause"]) else (str(row["cause"]).splitlines() or [""])[0]
+        yield f"{row['workflow']} {row['id']} is blocked: {cause}"
     if len(blocked) > 10:
         yield f"{len(blocked) - 10} more are blocked: see `flowdsl list --status blocked`"
 
@@ -213,5 +215,14 @@ async def _audit(connection: Connection) -> Told:
         yield f"{what}: start a worker; if one runs, see `flowdsl audit verify`"
 
 
+async def _tenants(connection: Connection) -> Told:
+    why = await connection.fetchval("select flowdsl.not_apart()")
+    yield "tenants", "kept apart by row-level security" if why is None else "kept apart by conditions alone"
+    if why is not None:
+        yield f"tenants are kept apart by the conditions of our statements, and not by the server as well: {why}"
+    elif int(await connection.fetchval("show server_version_num")) < 150003:
+        yield "PostgreSQL before 15.3 may use a plan made for another user's policies (CVE-2023-2455): update the server"
+
+
 _SERVER = (_server, _transactions, _notifications, _replicas, _disk)
-_STORE = (_executions, _workers, _oldest_due, _dead_letters, _schedules, _audit)
+_STORE = (_executions, _workers, _oldest_due, _dead_letters, _schedules, _audit, _tenants)

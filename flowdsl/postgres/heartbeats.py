@@ -9,7 +9,9 @@ import structlog
 from attrs import define
 
 from flowdsl.attempt import RunningAttempt
-from flowdsl.postgres.store import Store, lost
+from flowdsl.errors import KeyMissing, NotGenuine
+from flowdsl.postgres.encryption import encrypted_with, heartbeat_of
+from flowdsl.postgres.store import Store, lost, reason
 
 log = structlog.get_logger("flowdsl")
 
@@ -45,9 +47,16 @@ class Heartbeats:
     async def load(self, executions: Collection[str]) -> dict[str, dict[str, bytes]]:
         """What earlier attempts have told, by execution and place."""
         rows = await self._store.again("select execution, place, body from flowdsl.heartbeats where execution = any($1::uuid[])", list(executions))
+        tenants = await self._store.tenants(list(executions)) if any(encrypted_with(row["body"]) for row in rows) else {}
         found: dict[str, dict[str, bytes]] = {}
         for row in rows:
-            found.setdefault(str(row["execution"]), {})[row["place"]] = row["body"]
+            id = str(row["execution"])
+            try:
+                body = self._store.encryption.decrypt(heartbeat_of(tenants.get(id, ""), id, row["place"]), row["body"])
+            except (KeyMissing, NotGenuine) as error:  # a help for the next attempt, which must do without it at times
+                log.warning("heartbeats.unreadable", execution=id, key=error.key)
+            else:
+                found.setdefault(id, {})[row["place"]] = body
         return found
 
     def add(self, epoch: int, attempt: RunningAttempt, *, at_once: bool = False) -> None:
@@ -99,7 +108,7 @@ class Heartbeats:
                 await self._write(batch)
                 await self._remove()
             except Exception as error:
-                log.warning("heartbeats.failed", attempts=len(batch), error=str(error) or type(error).__name__)
+                log.warning("heartbeats.failed", attempts=len(batch), error=reason(error))
                 if self._closing or not lost(error):
                     self._done.clear()
             if not self._closing and (self._waiting or self._done):
@@ -118,7 +127,8 @@ class Heartbeats:
                 del self._waiting[where]
             body = one.attempt.taken()
             if body is not None:
-                rows.append((*where, one.epoch, one.attempt.number, body))
+                kept = self._store.encryption.encrypt(heartbeat_of(one.attempt.tenant, *where), body)
+                rows.append((*where, one.epoch, one.attempt.number, kept))
             self._written[where] = asyncio.get_running_loop().time()
         if rows:
             try:

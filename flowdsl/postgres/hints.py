@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import structlog
 
 from flowdsl import chance
-from flowdsl.postgres.connection import connect
+from flowdsl.postgres.connection import connect, reason
 
 log = structlog.get_logger("flowdsl")
 
@@ -75,7 +75,7 @@ class Hints:
             try:
                 await self._pool.fetch("select pg_notify($1, $2)", CHANNEL, word)
             except Exception as error:
-                log.info("hints.lost", hints=1, error=str(error) or type(error).__name__)
+                log.info("hints.lost", hints=1, error=reason(error))
 
     def _begin(self) -> None:
         if self._task is None or self._task.done():
@@ -89,7 +89,7 @@ class Hints:
                 await self._pool.fetch(_HINT, self.worker, [t for t, _, _ in told], [n for _, n, _ in told], [to for _, _, to in told], parents)
                 self.sent += 1
             except Exception as error:
-                log.info("hints.lost", hints=len(told) + len(parents), error=str(error) or type(error).__name__)
+                log.info("hints.lost", hints=len(told) + len(parents), error=reason(error))
             await asyncio.sleep(PAUSE)
 
     async def close(self) -> None:
@@ -124,7 +124,7 @@ class Listener:
                 pause = 0.1
                 await self._until(gone)
             except Exception as error:
-                log.warning("hints.unheard", error=str(error) or type(error).__name__)
+                log.warning("hints.unheard", error=reason(error))
             finally:
                 if self.connection is not None:
                     self.connection.terminate()

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, cast
 import structlog
 
 from flowdsl.activation import Activation, Mail
-from flowdsl.errors import FlowError
+from flowdsl.errors import FlowError, KeyMissing, NotGenuine
 from flowdsl.flow import Execution
 from flowdsl.journal import Entry
+from flowdsl.postgres.encryption import request_of
 from flowdsl.postgres.store import Claimed, claimed, trace
 from flowdsl.replay import Resident
 
@@ -67,6 +68,8 @@ class Intake:
             [f"{name}@{version}" for name, version in worker.deployment.versions],
         )
         found = [claimed(row) for row in rows]
+        if found and worker.watch is not None:
+            worker.watch.claimed(found)
         self._after = found[-1].tenant if found else ""
         for one in found:
             if one.blocked:
@@ -88,7 +91,9 @@ class Intake:
             self._told |= await self._worker.heartbeats.load(running)
         mails = await self._worker.store.mails(posted) if posted else {}
         for one, (activation, weight) in warm:
-            self._go_on(one, activation, weight, mails.get(one.id, []))
+            opened = await self._opened(one.tenant, one.id, one.epoch, mails.get(one.id, []))
+            if opened is not None:
+                self._go_on(one, activation, weight, opened)
         for one in cold:
             await self._fold(one, journals.get(one.id, []), mails.get(one.id, []))
 
@@ -108,10 +113,16 @@ class Intake:
         if known is not None:
             known.drop()
         try:
+            encryption = worker.store.encryption
+            request = encryption.decrypt(request_of(one.tenant, one.id), one.request)
+            entries, mails = encryption.entries(one.tenant, one.id, entries), encryption.mails(one.tenant, one.id, mails)
             deployment = worker.deployment
             workflow, definitions = deployment.workflow(one.workflow, one.version), deployment.definitions(one.workflow, one.version)
-            activation = Activation(_execution(one), workflow, one.request, definitions, deployment.limits, doubt=worker.doubt)
+            activation = Activation(_execution(one), workflow, request, definitions, deployment.limits, doubt=worker.doubt)
             activation.begin(entries, mails, worker.upper(), taken_over=one.taken_over)
+        except KeyMissing as error:
+            await worker.put_off(one.id, one.epoch, error)
+            return
         except Exception as error:  # Divergence, Undecodable, NotFound; whatever it is, the others that were claimed must not suffer from it
             if not isinstance(error, FlowError):
                 log.error("execution.broken", execution=one.id, traceback=trace(error))
@@ -149,8 +160,22 @@ class Intake:
             return
         for id, mails in (await worker.store.mails(here)).items():
             resident = worker.residents.get(id)
-            if resident is not None:
-                resident.deliver(mails, accepted.get(id, 0) if accepted else 0)
+            opened = None if resident is None else await self._opened(resident.activation.execution.tenant, id, resident.epoch, mails)
+            if resident is not None and opened is not None:
+                resident.deliver(opened, accepted.get(id, 0) if accepted else 0)
+
+    async def _opened(self, tenant: str, id: str, epoch: int, mails: Sequence[Mail]) -> Sequence[Mail] | None:
+        """Mail as it was sent. None: it cannot be read here, and what is to become of its execution is seen to."""
+        try:
+            return self._worker.store.encryption.mails(tenant, id, mails)
+        except KeyMissing as error:
+            await self._worker.put_off(id, epoch, error)
+        except NotGenuine as error:
+            known = self._worker.residents.get(id)
+            if known is not None:
+                known.drop()
+            await self._worker.block(id, epoch, str(error))
+        return None
 
     async def look_around(self) -> datetime | None:
         """The net under every hint: gone workers, mail for what is here, and what the store says is ours and memory does not.

@@ -48,6 +48,8 @@ async def make(store: Store, tenant: str, role: Role, name: str, *, lasts: timed
     for what, text in (("tenant", tenant), ("name", name)):
         if not (0 < len(text) <= 200 and text.isprintable()):
             raise BadKey(f"the {what} {text!r} of a key is 1 to 200 printable characters")
+    if "/" in tenant:
+        raise BadKey(f"the tenant {tenant!r} holds a /, which ends a tenant's name in what is kept of deliveries: leave it out")
     if lasts is not None and lasts <= timedelta():
         raise BadKey("a key lasts longer than no time")
     id, secret = "".join(secrets.choice(_ALPHABET) for _ in range(12)), secrets.token_urlsafe(32)

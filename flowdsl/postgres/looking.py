@@ -2,40 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from attrs import frozen
+from attrs import evolve, frozen
 
-from flowdsl.errors import NotFound
+from flowdsl.codec import encode_plain
+from flowdsl.errors import NotFound, StoreError
 from flowdsl.journal import Entry
-from flowdsl.postgres.ends import ENDED
-from flowdsl.postgres.store import _SUMMARY, Store, Summary, _entry, _summary
+from flowdsl.postgres.encryption import audit_of, text_of
+from flowdsl.postgres.pages import Place, Sought
+from flowdsl.postgres.store import _SUMMARY, Store, Summary, _entry
 
 PAGE_BYTES = 8 << 20
 """What the bodies of one page of a journal have together, more or less: a first one that is larger comes alone."""
-
-
-@frozen
-class Sought:
-    """Which executions are asked for. `text` is looked for in keys and names of workflows, and is an id if it looks like one."""
-
-    workflow: str | None = None
-    status: str | None = None
-    ended: bool = False
-    parent: str | None = None
-    since: datetime | None = None
-    until: datetime | None = None
-    text: str | None = None
-
-
-@frozen
-class Place:
-    """Where a page of executions ended: the next one begins behind it."""
-
-    started: datetime
-    id: str
 
 
 @frozen
@@ -63,32 +45,26 @@ async def execution(store: Store, tenant: str, id: str) -> Summary:
     rows = await store.again(_SUMMARY + " where x.id = $1::uuid and x.tenant = $2", id, tenant) if is_id(id) else []
     if not rows:
         raise NotFound("execution", id)
-    return _summary(rows[0])
+    return store.summarized(rows[0])
 
 
 async def executions(store: Store, tenant: str, sought: Sought, *, after: Place | None = None, limit: int = 50) -> list[Summary]:
     """The executions that fit, newest first, behind `after`."""
-    text = None if sought.text is None else "%" + sought.text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
-    rows = await store.again(
-        _SUMMARY + " where x.tenant = $1 and ($2::text is null or x.workflow = $2) and ($3::text is null or x.status = $3)"
-        " and ($4::text[] is null or x.status = any($4)) and ($5::uuid is null or x.parent = $5)"
-        " and ($6::timestamptz is null or x.started >= $6) and ($7::timestamptz is null or x.started < $7)"
-        " and ($8::text is null or x.key ilike $8 or x.workflow ilike $8 or x.id = $9::uuid)"
-        " and ($10::timestamptz is null or (x.started, x.id) < ($10, $11::uuid))"
-        " order by x.started desc, x.id desc limit $12",
-        tenant, sought.workflow, sought.status, list(ENDED) if sought.ended else None, sought.parent, sought.since, sought.until, text,
-        sought.text if sought.text is not None and is_id(sought.text) else None, after and after.started, after and after.id, limit,
-    )  # fmt: skip
-    return [_summary(row) for row in rows]
+    exactly = sought.text is not None and is_id(sought.text)
+    found = await store.summaries(tenant, evolve(sought, text=None, id=sought.text), after, limit) if exactly else []
+    return found or await store.summaries(tenant, sought, after, limit)
 
 
 async def request_of(store: Store, tenant: str, id: str) -> bytes:
-    """The input of an execution, as it was recorded. Raises `NotFound`."""
+    """The input of an execution, as it was recorded. Raises `NotFound`, `KeyMissing`, `NotGenuine`."""
     return bytes((await store.row(tenant, id))["request"])
 
 
 async def entries(store: Store, tenant: str, id: str, *, first: int = 0, limit: int = 100) -> list[Entry]:
-    """Entries of a journal from a position on; fewer than `limit` also when they are large. Nothing of another tenant's."""
+    """Entries of a journal from a position on; fewer than `limit` also when they are large. Nothing of another tenant's.
+
+    Raises `KeyMissing`, `NotGenuine`.
+    """
     if not is_id(id):
         return []
     rows = await store.again(
@@ -99,26 +75,50 @@ async def entries(store: Store, tenant: str, id: str, *, first: int = 0, limit: 
         " where j.before < $5 order by j.position",
         id, tenant, first, limit, PAGE_BYTES,
     )  # fmt: skip
-    return [_entry(row) for row in rows]
+    return store.encryption.entries(tenant, id.lower(), [_entry(row) for row in rows])
 
 
 async def audited(
     store: Store, tenant: str, *, execution: str | None = None, event: str | None = None, before: int | None = None, limit: int = 50
 ) -> list[Audited]:
     """Rows of the audit, newest first, behind the row of that id."""
+    given: list[Any] = [tenant]
+    asked = {
+        "a.execution = {}::uuid": execution,
+        "a.event = {}": event,
+        "(a.at, a.id) < ((select b.at from flowdsl.audit b where b.id = {0}), {0})": before,
+    }
+    conditions = ["a.tenant = $1"]
+    for condition, value in asked.items():  # as for pages of executions: what nobody asked for is not in the statement
+        if value is not None:
+            given.append(value)
+            conditions.append(condition.format(f"${len(given)}"))
     rows = await store.again(
-        "select id, execution, event, facts, at, seq from flowdsl.audit where tenant = $1 and ($2::uuid is null or execution = $2)"
-        " and ($3::text is null or event = $3) and ($4::bigint is null or id < $4) order by id desc limit $5",
-        tenant,
-        execution,
-        event,
-        before,
-        limit,
+        f"select a.id, a.tenant, a.execution, a.event, a.facts, a.at, a.seq from flowdsl.audit a where {' and '.join(conditions)}"
+        f" order by a.at desc, a.id desc limit {int(limit)}",
+        *given,
     )
     return [
-        Audited(row["id"], None if row["execution"] is None else str(row["execution"]), row["event"], bytes(row["facts"]), row["at"], row["seq"])
+        Audited(row["id"], None if row["execution"] is None else str(row["execution"]), row["event"], facts_of(store, row), row["at"], row["seq"])
         for row in rows
     ]
+
+
+def facts_of(store: Store, row: Any) -> bytes:
+    """The facts of a row of the audit, or, for who has not their key, which key that is."""
+    id = None if row["execution"] is None else str(row["execution"])
+    try:
+        facts = store.encryption.decrypt(audit_of(row["tenant"], id, row["event"]), bytes(row["facts"]))
+    except StoreError as error:
+        return encode_plain({"unreadable": str(error)})
+    cause = _CAUSE.fullmatch(facts) if row["event"] == "BLOCKED" and id is not None else None
+    if cause is None:
+        return facts
+    return encode_plain({"cause": store.encryption.shown_text(text_of(row["tenant"], id or "", "cause"), cause[1].decode())})
+
+
+_CAUSE = re.compile(rb'\{"cause" : "(encrypted:[A-Za-z0-9+/=]*)"\}')
+"""What the database writes of a block, which cannot open its cause."""
 
 
 async def workers(store: Store) -> Any:
@@ -126,9 +126,9 @@ async def workers(store: Store) -> Any:
     rows = await store.again(
         "select (select count(*) from flowdsl.workers where not gone and beat > clock_timestamp() - lease) as alive,"
         " (select extract(epoch from clock_timestamp() - min(wake))::float8 from flowdsl.executions"
-        "   where owner is null and wake is not null and status <> 'blocked' and wake <= clock_timestamp()) as oldest"
+        "   where owner is null and wake is not null and status <> 'blocked' and wake <= statement_timestamp()) as oldest"
     )
     return rows[0]
 
 
-__all__ = ["Audited", "Place", "Sought", "audited", "entries", "execution", "executions", "is_id", "request_of", "workers"]
+__all__ = ["Audited", "Place", "Sought", "audited", "entries", "execution", "executions", "facts_of", "is_id", "request_of", "workers"]

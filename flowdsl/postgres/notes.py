@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import structlog
 
 from flowdsl.flow import Report
-from flowdsl.postgres.store import Store, lost
+from flowdsl.postgres.encryption import text_of
+from flowdsl.postgres.store import Store, lost, reason
 
 log = structlog.get_logger("flowdsl")
 
@@ -52,9 +53,9 @@ class Notes:
             ids = list(self._newest)[:_BATCH]
             batch = {id: self._newest.pop(id) for id in ids}
             try:
-                await self._store.again(_WRITE, *_columns(batch))
+                await self._store.again(_WRITE, *await self._columns(batch))
             except Exception as error:
-                log.warning("notes.failed", notes=len(batch), error=str(error) or type(error).__name__)
+                log.warning("notes.failed", notes=len(batch), error=reason(error))
                 await self._kept(batch, error)
             if not self._closing.is_set():
                 try:
@@ -69,12 +70,15 @@ class Notes:
         elif len(batch) > 1:
             for id, note in batch.items():
                 try:
-                    await self._store.again(_WRITE, *_columns({id: note}))
+                    await self._store.again(_WRITE, *await self._columns({id: note}))
                 except Exception as refused:
-                    log.warning("note.left_out", execution=id, error=str(refused) or type(refused).__name__)
+                    log.warning("note.left_out", execution=id, error=reason(refused))
 
-
-def _columns(batch: dict[str, Report]) -> tuple[Sequence[object], ...]:
-    notes = list(batch.values())
-    texts = [note.note.replace("\0", "\\0").encode(errors="backslashreplace").decode() for note in notes]
-    return list(batch), texts, [note.done for note in notes], [note.total for note in notes]
+    async def _columns(self, batch: dict[str, Report]) -> tuple[Sequence[object], ...]:
+        notes = list(batch.values())
+        texts = [note.note.replace("\0", "\\0").encode(errors="backslashreplace").decode() for note in notes]
+        encryption = self._store.encryption
+        if encryption.on:
+            tenants = await self._store.tenants(list(batch))
+            texts = [encryption.encrypt_text(text_of(tenants.get(id, ""), id, "note"), text) for id, text in zip(batch, texts, strict=True)]
+        return list(batch), texts, [note.done for note in notes], [note.total for note in notes]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Literal, cast
 
 import asyncpg
-from attrs import frozen
+from attrs import evolve, frozen
 
 from flowdsl.activation import Stored
 from flowdsl.binding import Deployment
@@ -18,11 +18,18 @@ from flowdsl.errors import FlowError, NotFound, StoreError
 from flowdsl.flow import Execution
 from flowdsl.journal import Entry, Intervention
 from flowdsl.operating import CannotRetry, Edits, Plan, Subject, Supposed, edited, forked, position_of, retried, rewound, what_if
+from flowdsl.postgres.encryption import entry_of, exit_of, mail_of, operator_of, request_of
 from flowdsl.postgres.store import Store, Summary
 from flowdsl.postgres.worker import new_id
 
 ATTEMPTS = 5
 """How often an intervention is planned anew because the execution moved meanwhile."""
+_WINDOW = 2000
+"""How many executions retention looks at before it goes on behind them."""
+_AT_ONCE = 5000
+"""Rows of mail that retention deletes, or keys that it looks at, in one transaction."""
+_REPEATED = timedelta(days=7)
+"""How long a sender may repeat a delivery."""
 
 
 @frozen
@@ -67,8 +74,9 @@ class Operator:
 
     async def terminate(self, id: str, reason: str = "asked to") -> None:
         """Ends it at once, also when it is blocked: no finalizer and no undo runs. Raises `NotFound`, or `StoreError` when it has ended."""
-        body = Intervention("terminate", self._by, reason).encode()
-        exit = b'{"cancelled":{"reason":%s}}' % encode_plain(f"terminated: {reason}")
+        encryption, own = self._store.encryption, id.lower()
+        body = encryption.encrypt(operator_of(self._tenant, own), Intervention("terminate", self._by, reason).encode())
+        exit = encryption.encrypt(exit_of(self._tenant, own), b'{"cancelled":{"reason":%s}}' % encode_plain(f"terminated: {reason}"))
         said = await self._said("select flowdsl.terminate($1, $2::uuid, $3, $4, $5)", self._tenant, id, body, exit, self._facts(reason))
         if said == "missing":
             raise NotFound("execution", id)
@@ -80,9 +88,9 @@ class Operator:
         rows = await self._store.again("select flowdsl.discard($1, $2::uuid[], $3)", self._tenant, list(ids), self._facts(reason))
         return [str(row[0]) for row in rows]
 
-    async def dead(self, *, workflow: str | None = None, limit: int = 100) -> list[Summary]:
-        """Executions that failed or are blocked, and that nobody retried or discarded; newest first."""
-        return await self._store.dead(self._tenant, workflow, limit)
+    async def dead(self, *, workflow: str | None = None, limit: int = 100, after: tuple[datetime, str] | None = None) -> list[Summary]:
+        """Executions that failed or are blocked, and that nobody retried or discarded; newest first, behind the one of that start and id."""
+        return await self._store.dead(self._tenant, workflow, limit, after=after)
 
     async def prune(
         self,
@@ -94,16 +102,29 @@ class Operator:
     ) -> int:
         """Deletes executions that ended longer ago than that, each whole or not at all; gives their number. Killed half way: call it again."""
         before = cast("datetime", (await self._store.again("select clock_timestamp() - $1::interval", older_than))[0][0])
-        total = 0
-        while True:
-            query = "select flowdsl.prune($1, $2, $3::text[], $4, $5)"
-            gone = int(await self._said(query, self._tenant, workflow, list(statuses), before, batch))
-            total += gone
-            if gone < batch:
-                break
-        old = timedelta(days=7)  # how long a sender may repeat a delivery
-        await self._store.again("select flowdsl.prune_mail(clock_timestamp() - $1::interval, 100000)", max(older_than, old))
+        total, since = 0, datetime.min.replace(tzinfo=UTC)
+        while since is not None:
+            # Window by window, so that what stays is looked at once, however much of it there is.
+            until = await self._said(
+                "select (select x.started from flowdsl.executions x where x.tenant = $1 and x.started > $2 and x.started < $3"
+                " order by x.started offset $4 limit 1)",
+                self._tenant, since, before, _WINDOW,
+            )  # fmt: skip
+            query = "select flowdsl.prune($1, $2, $3::text[], $4, $5, $6, $7)"
+            arguments = (self._tenant, workflow, list(statuses), before, batch, since, until or before)
+            while gone := int(await self._said(query, *arguments)):
+                total += gone
+            since = until
+        await self._prune_mail(max(older_than, _REPEATED))
         return total
+
+    async def _prune_mail(self, older_than: timedelta) -> None:
+        while int(await self._said("select flowdsl.prune_mail(clock_timestamp() - $1::interval, $2)", older_than, _AT_ONCE)):
+            pass
+        after: Any = ("", "", "")
+        while after is not None:
+            rows = await self._store.again("select * from flowdsl.prune_aliases($1, $2, $3, $4)", *after, _AT_ONCE)
+            after = (rows[0]["tenant"], rows[0]["name"], rows[0]["key"]) if rows else None
 
     # With the code
 
@@ -143,11 +164,19 @@ class Operator:
         prefix = list(subject.journal[: position_of(subject.journal, to)])
         changed = [after for before, after in zip(prefix, edited(subject, prefix, edits or {}), strict=True) if before is not after]
         entry = forked(subject, prefix, by=self._by, reason=reason or f"from {id}")
-        new = new_id()
+        new, encryption = new_id(), self._store.encryption
+        request = None
+        if encryption.on:  # what is encrypted is bound to its execution: nothing of it can be copied
+            changed = edited(subject, prefix, edits or {})
+            changed = [
+                evolve(one, body=encryption.encrypt(entry_of(self._tenant, new, one.position, one.kind, one.step), one.body)) for one in changed
+            ]
+            request = encryption.encrypt(request_of(self._tenant, new), subject.request)
         await self._said(
-            "select flowdsl.fork($1, $2::uuid, $3::uuid, $4, $5, $6, $7::int[], $8::smallint[], $9::bytea[], $10, $11)",
-            self._tenant, id, new, len(prefix), entry.body, _live(entry.live or ()), [one.position for one in changed],
-            [one.kind for one in changed], [one.body for one in changed], paused, self._facts(reason or f"from {id} before position {len(prefix)}"),
+            "select flowdsl.fork($1, $2::uuid, $3::uuid, $4, $5, $6, $7::int[], $8::smallint[], $9::bytea[], $10, $11, $12)",
+            self._tenant, id, new, len(prefix), encryption.encrypt(operator_of(self._tenant, new), entry.body), _live(entry.live or ()),
+            [one.position for one in changed], [one.kind for one in changed], [one.body for one in changed], paused,
+            self._facts(reason or f"from {id} before position {len(prefix)}"), request,
         )  # fmt: skip
         self._store.hints.tell(self._tenant, "", new)
         return new
@@ -191,12 +220,14 @@ class Operator:
             plan = planned(found.subject)
             if done is not None:
                 await self._retry_children(plan, event, allowed, done, planned)
-            keys = await self._store.correlation_keys(id)
+            keys, encryption = await self._store.correlation_keys(id), self._store.encryption
             mails = plan.mails(keys)
             said = await self._said(
                 "select flowdsl.intervene($1, $2::uuid, $3, $4, $5::text[], $6, $7, $8::text[], $9::text[], $10::bytea[], $11::uuid[], $12, $13)",
-                self._tenant, id, found.epoch, len(found.subject.journal), list(allowed), plan.what.encode(), _live(plan.live),
-                [name for name, _, _ in mails], [key for _, key, _ in mails], [body for _, _, body in mails], list(plan.started), event,
+                self._tenant, id, found.epoch, len(found.subject.journal), list(allowed),
+                encryption.encrypt(operator_of(self._tenant, id.lower()), plan.what.encode()), _live(plan.live),
+                [name for name, _, _ in mails], [key for _, key, _ in mails],
+                [encryption.encrypt(mail_of(self._tenant, key or id, "signal", name), body) for name, key, body in mails], list(plan.started), event,
                 self._facts(plan.what.reason),
             )  # fmt: skip
             if said == "done":

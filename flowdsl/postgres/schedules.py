@@ -14,10 +14,11 @@ from attrs import frozen
 
 from flowdsl import chance
 from flowdsl.binding import Deployment
-from flowdsl.errors import FlowError, StoreError
+from flowdsl.errors import FlowError, KeyMissing, NotGenuine, StoreError
 from flowdsl.journal import codecs_of
 from flowdsl.policy import within
-from flowdsl.postgres.store import PATIENCE, Connection, Store, lost, refuses, trace
+from flowdsl.postgres.encryption import PLAIN, Encryption, encrypted_with, request_of, schedule_of
+from flowdsl.postgres.store import PATIENCE, Connection, Store, lost, reason, refuses, trace
 from flowdsl.rule import rule_of
 from flowdsl.schedule import Schedule, Timetable, begun, key_of, plan
 
@@ -53,7 +54,7 @@ async def register(store: Store, deployment: Deployment) -> None:
     deployment's. Raises `NotJournalable` or `TooLarge` for an input that cannot be written.
     """
     limit = deployment.limits.request
-    rows = {one.id: _columns(one, limit) for one in sorted(deployment.schedules, key=lambda one: one.id)}
+    rows = {one.id: _columns(one, limit, store.encryption) for one in sorted(deployment.schedules, key=lambda one: one.id)}
     try:
         await _transacted(store, lambda connection: _register(connection, rows, deployment))
     except (asyncpg.InvalidSchemaNameError, asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError) as error:
@@ -66,9 +67,10 @@ _WHEN = ("rule", "zone", "jitter")
 """What decides when a schedule is due."""
 
 
-def _columns(one: Schedule, limit: int) -> tuple[Any, ...]:
+def _columns(one: Schedule, limit: int, encryption: Encryption) -> tuple[Any, ...]:
     table, workflow = one.timetable, one.workflow
     request = within(limit, f"the input of schedule {one.id}", codecs_of(workflow).request.encode(one.request))
+    request = encryption.encrypt(schedule_of(one.tenant, one.id), request)  # the same bytes each time: only what changed is written
     return (
         table.id, one.tenant, workflow.name, workflow.version, request, str(table.rule), table.rule.zone, table.jitter, table.overlap,
         table.catch_up, table.within,
@@ -131,7 +133,7 @@ class Lookout:
                 pause = await self._pause()
             except Exception as error:
                 if lost(error) or isinstance(error, (asyncpg.PostgresError, FlowError)):
-                    log.warning("schedules.failed", error=str(error) or type(error).__name__)
+                    log.warning("schedules.failed", error=reason(error))
                 else:
                     log.error("schedules.failed", traceback=trace(error))
                 pause = self._poll
@@ -143,7 +145,7 @@ class Lookout:
         for take in (_take_queued, _take_due):
             while True:
                 async with self._store.connection() as connection, connection.transaction():
-                    found, more = await take(connection, list(self._deployment.names))
+                    found, more = await take(connection, list(self._deployment.names), self._store.encryption)
                 fired += found
                 for one in found:
                     log.info("schedule.fired", schedule=one.schedule, instant=one.instant.isoformat(), outcome=one.outcome, execution=one.execution)
@@ -171,7 +173,7 @@ select *, statement_timestamp() as now from flowdsl.schedules
 """
 
 
-async def _take_due(connection: Connection, workflows: Sequence[str]) -> tuple[list[Fired], bool]:
+async def _take_due(connection: Connection, workflows: Sequence[str], encryption: Encryption) -> tuple[list[Fired], bool]:
     """Of workflows that are known here: what nobody can run is better late than piled up."""
     rows = await connection.fetch(_DUE, BATCH, workflows)
     plans: dict[str, Any] = {}
@@ -186,7 +188,7 @@ async def _take_due(connection: Connection, workflows: Sequence[str]) -> tuple[l
             starts += 1
             continue
         starts += len(planned.firings)
-    found, refused = await _fire_apart(connection, "due", {id: planned.firings for id, planned in plans.items()})
+    found, refused = await _fire_apart(connection, "due", {id: planned.firings for id, planned in plans.items()}, encryption)
     plans = {id: planned for id, planned in plans.items() if id not in refused}
     await connection.execute(
         "select flowdsl.go_on($1::text[], $2::timestamptz[], $3::timestamptz[], $4::timestamptz[])",
@@ -201,7 +203,7 @@ async def _take_due(connection: Connection, workflows: Sequence[str]) -> tuple[l
     return found, bool(rows)
 
 
-async def _take_queued(connection: Connection, workflows: Sequence[str]) -> tuple[list[Fired], bool]:
+async def _take_queued(connection: Connection, workflows: Sequence[str], encryption: Encryption) -> tuple[list[Fired], bool]:
     """Those that waited for the last execution to end, and need not any more."""
     rows = await connection.fetch(
         "select id, queued from flowdsl.schedules where queued is not null and not paused and in_code and workflow = any($2::text[])"
@@ -209,48 +211,68 @@ async def _take_queued(connection: Connection, workflows: Sequence[str]) -> tupl
         BATCH,
         workflows,
     )
-    found, _ = await _fire_apart(connection, "queued", {row["id"]: [row["queued"]] for row in rows})
+    found, _ = await _fire_apart(connection, "queued", {row["id"]: [row["queued"]] for row in rows}, encryption)
     return found, len(rows) == BATCH
 
 
-async def _fire_apart(connection: Connection, cause: str, firings: Mapping[str, Sequence[datetime]]) -> tuple[list[Fired], set[str]]:
+async def _fire_apart(
+    connection: Connection, cause: str, firings: Mapping[str, Sequence[datetime]], encryption: Encryption
+) -> tuple[list[Fired], set[str]]:
     """What became of them all, and the schedules whose start Postgres refuses: it is put off, and is not the others' fault."""
     try:
         async with connection.transaction():
-            return await _fire(connection, cause, [(id, instant) for id, instants in firings.items() for instant in instants]), set()
+            return await _fire(connection, cause, [(id, instant) for id, instants in firings.items() for instant in instants], encryption), set()
     except Exception as error:
-        if not refuses(error):
+        if not (refuses(error) or isinstance(error, (KeyMissing, NotGenuine))):
             raise
         if len(firings) == 1:
             await _put_off(connection, next(iter(firings)), error)
             return [], set(firings)
     found, refused = list[Fired](), set[str]()
     for id in firings:
-        fired, put_off = await _fire_apart(connection, cause, {id: firings[id]})
+        fired, put_off = await _fire_apart(connection, cause, {id: firings[id]}, encryption)
         found, refused = found + fired, refused | put_off
     return found, refused
 
 
 async def _put_off(connection: Connection, id: str, error: Exception) -> None:
-    log.error("schedule.problem", schedule=id, error=str(error), traceback="" if isinstance(error, FlowError) else trace(error))
+    log.error("schedule.problem", schedule=id, error=reason(error), traceback="" if isinstance(error, FlowError) else trace(error))
     await connection.execute(
         "update flowdsl.schedules set problem = $2, due = clock_timestamp() + interval '1 minute' where id = $1", id, str(error).replace("\0", "")
     )
 
 
-async def _fire(connection: Connection, cause: str, firings: Sequence[tuple[str, datetime]]) -> list[Fired]:
+async def _fire(connection: Connection, cause: str, firings: Sequence[tuple[str, datetime]], encryption: Encryption = PLAIN) -> list[Fired]:
+    """Raises `KeyMissing`, `NotGenuine` for an input that cannot be read here."""
     if not firings:
         return []
     keys = [key_of(id, instant) for id, instant in firings]
+    executions = [str(uuid5(NAMESPACE_URL, key)) for key in keys]  # the same for the same instant: a third reason why it starts once
+    kept = await _requests(connection, [id for id, _ in firings], encryption)
     rows = await connection.fetch(
-        "select * from flowdsl.fire($1, $2::text[], $3::timestamptz[], $4::text[], $5::uuid[])",
+        "select * from flowdsl.fire($1, $2::text[], $3::timestamptz[], $4::text[], $5::uuid[], $6::bytea[])",
         cause,
         [id for id, _ in firings],
         [instant for _, instant in firings],
         keys,
-        [str(uuid5(NAMESPACE_URL, key)) for key in keys],  # the same for the same instant: a third reason why it starts once
+        executions,
+        [_for(kept, id, execution, encryption) for (id, _), execution in zip(firings, executions, strict=True)],
     )
     return [Fired(row["schedule"], row["instant"], row["outcome"], None if row["execution"] is None else str(row["execution"])) for row in rows]
+
+
+async def _requests(connection: Connection, ids: Sequence[str], encryption: Encryption) -> dict[str, Any]:
+    """The rows of schedules whose inputs are encrypted, or are to be."""
+    rows = await connection.fetch("select id, tenant, request from flowdsl.schedules where id = any($1::text[])", sorted(set(ids)))
+    return {row["id"]: row for row in rows if encryption.on or encrypted_with(row["request"]) is not None}
+
+
+def _for(kept: dict[str, Any], id: str, execution: str, encryption: Encryption) -> bytes | None:
+    """A schedule's input as one of its executions keeps it; None: as the schedule does."""
+    row = kept.get(id)
+    if row is None:
+        return None
+    return encryption.encrypt(request_of(row["tenant"], execution), encryption.decrypt(schedule_of(row["tenant"], id), row["request"]))
 
 
 def _table(row: Any) -> Timetable:

@@ -104,7 +104,7 @@ async def trigger(store: Store, id: str, *, by: str = "", tenant: str | None = N
 
     async def work(connection: Connection) -> Fired:
         row = await _locked(store, connection, id, tenant)
-        fired = (await _fire(connection, "triggered", [(id, instant)]))[0]
+        fired = (await _fire(connection, "triggered", [(id, instant)], store.encryption))[0]
         if fired.outcome != "again":
             await _audit(connection, row, "SCHEDULE_TRIGGERED", by, fired.execution, outcome=fired.outcome)
             return fired
@@ -127,7 +127,7 @@ async def backfill(store: Store, id: str, since: datetime, until: datetime, *, b
             instants.append(instant)
             if len(instants) > RANGE:
                 raise StoreError(f"schedule {id} has more than {RANGE:,} instants in that range", f"Narrow it: the {RANGE:,}th is {instants[-2]}")
-        fired = await _fire(connection, "backfilled", [(id, instant) for instant in instants])
+        fired = await _fire(connection, "backfilled", [(id, instant) for instant in instants], store.encryption)
         started = sum(one.outcome == "started" for one in fired)
         if started:
             await _audit(connection, row, "SCHEDULE_BACKFILLED", by, since=instants[0], until=instants[-1], started=started)
@@ -149,7 +149,7 @@ async def make(store: Store, schedule: Schedule, limit: int, *, by: str = "") ->
 
     Raises `StoreError` when one of that id differs, and `NotJournalable` or `TooLarge` for its input.
     """
-    columns = _columns(schedule, limit)
+    columns = _columns(schedule, limit, store.encryption)
 
     async def work(connection: Connection) -> bool:
         first = begun(schedule.timetable, await connection.fetchval("select clock_timestamp()"))

@@ -35,11 +35,27 @@ async def migrate(dsn: str, folders: Iterable[Path] = ()) -> list[str]:
             applied.append(FUNCTIONS)
         for folder in folders:
             applied += [name for name, text in _numbered(folder.name, folder) if await _apply(connection, name, text)]
+        await _keep_apart(connection)
         return applied
     except asyncpg.PostgresError as error:
         raise refused(dsn, error) from error
     finally:
         await connection.close()
+
+
+async def _keep_apart(connection: Connection) -> None:
+    """Gives each table of tenants' rows its policy, and makes the role for which these hold. What this user may not do, or cannot do now because
+    somebody is long at work on a table, is left for the next time: `flowdsl doctor` says so."""
+    if await connection.fetchval("select flowdsl.not_apart()") is None:
+        return
+    try:
+        for row in await connection.fetch("select name from flowdsl.tenant_tables() where not guarded"):
+            await connection.execute("select flowdsl.guard($1)", row["name"])  # each for itself: it waits for who works on that table
+        async with connection.transaction():
+            await connection.execute("select pg_advisory_xact_lock(7162534241)")
+            await connection.execute("select flowdsl.make_tenant_role()")
+    except (asyncpg.InsufficientPrivilegeError, asyncpg.LockNotAvailableError):
+        return
 
 
 async def pending_migrations(connection: Connection) -> list[str]:
@@ -83,11 +99,11 @@ async def _apply(connection: Connection, name: str, text: str, *, again: bool = 
     checksum = _checksum(text)
     async with connection.transaction():
         await connection.execute("select pg_advisory_xact_lock(7162534241)")
-        await connection.execute("create schema if not exists flowdsl")
-        await connection.execute(
-            "create table if not exists flowdsl.migrations"
-            " (name text primary key, checksum text not null, at timestamptz not null default clock_timestamp())"
-        )
+        if await connection.fetchval("select to_regclass('flowdsl.migrations') is null"):  # who owns nothing finds that nothing is to do
+            await connection.execute("create schema if not exists flowdsl")
+            await connection.execute(
+                "create table flowdsl.migrations (name text primary key, checksum text not null, at timestamptz not null default clock_timestamp())"
+            )
         known = await connection.fetchval("select checksum from flowdsl.migrations where name = $1", name)
         if known is not None and known != checksum and not again:
             raise StoreError(f"migration {name} was changed after it was applied here", "Put the file back, and add a new one instead")

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any, Literal, cast
 
 import asyncpg
-from attrs import frozen
+from attrs import evolve, field, frozen
 
 from flowdsl import chance
 from flowdsl.activation import Mail, Stored
@@ -20,15 +20,29 @@ from flowdsl.postgres.connection import connect as connect
 from flowdsl.postgres.connection import full as full
 from flowdsl.postgres.connection import lost as lost
 from flowdsl.postgres.connection import open_pool, pooled
+from flowdsl.postgres.connection import reason as reason
 from flowdsl.postgres.connection import refused as refused
 from flowdsl.postgres.connection import refuses as refuses
 from flowdsl.postgres.connection import shown_dsn as shown_dsn
 from flowdsl.postgres.connection import trace as trace
+from flowdsl.postgres.encryption import (
+    PLAIN,
+    Encryption,
+    encrypted_with,
+    exit_of,
+    from_surroundings,
+    mail_of,
+    request_of,
+    text_of,
+)
 from flowdsl.postgres.hints import Hints
+from flowdsl.postgres.pages import Place, Sought
 from flowdsl.postgres.server import Server, server_of
 
 PATIENCE = 10.0
 """Seconds for which a statement is repeated while the store is away."""
+AGAIN = 10.0
+"""Seconds after which an execution is claimed again that could not go on for want of a key."""
 
 
 _CLASHES = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError, asyncpg.LockNotAvailableError)
@@ -78,7 +92,8 @@ class Started:
     """What became of it: `id` is the execution that has the key now."""
 
     id: str
-    outcome: Literal["new", "joined", "rejected"]
+    outcome: Literal["new", "again", "joined", "rejected"]
+    """`again`: this very start was recorded before."""
     status: Stored
 
 
@@ -96,20 +111,27 @@ class Summary:
     wake: datetime | None
     started: datetime
     ended: datetime | None
-    exit: bytes | None
+    kept_exit: bytes | None
+    """As the row holds it."""
     cause: str | None
     note: str | None
     done: int | None
     total: int | None
     entries: int
     owner: str | None
+    encryption: Encryption = field(default=PLAIN, repr=False, eq=False)
+
+    @property
+    def exit(self) -> bytes | None:
+        """How it ended, encoded. Raises `KeyMissing`, `NotGenuine`."""
+        return None if self.kept_exit is None else self.encryption.decrypt(exit_of(self.tenant, self.id), self.kept_exit)
 
 
 class Store:
     """A pool over one database, and the statements that need no worker."""
 
-    def __init__(self, dsn: str, pool: Any, pooled: bool = False) -> None:
-        self.dsn, self.pool, self.pooled = dsn, pool, pooled
+    def __init__(self, dsn: str, pool: Any, pooled: bool = False, encryption: Encryption = PLAIN) -> None:
+        self.dsn, self.pool, self.pooled, self.encryption = dsn, pool, pooled, encryption
         self.hints = Hints(pool)
         self.server: Server | None = None
         """The server as it was last met."""
@@ -121,15 +143,16 @@ class Store:
         """Why a connection was refused: what is kept in memory is worth nothing then."""
 
     @classmethod
-    async def open(cls, dsn: str, *, size: int = 10) -> Store:
-        """Raises `StoreError` when the database cannot be reached."""
+    async def open(cls, dsn: str, *, size: int = 10, encryption: Encryption | None = None) -> Store:
+        """Raises `StoreError` when the database cannot be reached. Without `encryption` the keys are those of the environment, if it names any."""
+        encryption = from_surroundings() if encryption is None else encryption
         await (await connect(dsn)).close()
         met: list[Store] = []
 
         async def meet(connection: Connection) -> None:
             await met[0].meet(connection)
 
-        store = cls(dsn, await open_pool(dsn, size=size, command_timeout=60, init=meet), await pooled(dsn))
+        store = cls(dsn, await open_pool(dsn, size=size, command_timeout=60, init=meet), await pooled(dsn), encryption)
         met.append(store)
         return store
 
@@ -182,6 +205,7 @@ class Store:
 
     async def start(self, wishes: Sequence[NewStart]) -> list[Started]:
         """Starts executions, in one statement. To repeat it changes nothing."""
+        wishes = self._kept(wishes)
         columns = zip(
             *(
                 (w.id, w.tenant, w.workflow, w.version, w.scope, w.key, w.reuse, w.request, w.parent, w.parent_step, w.detached, w.terminates)
@@ -201,6 +225,7 @@ class Store:
 
     async def begin(self, worker: str, wishes: Sequence[NewStart]) -> list[Claimed]:
         """Starts executions without a key as the worker's own. Gives those that are; the others are for anybody to claim."""
+        kept = self._kept(wishes)
         rows = await self.again(
             "select * from flowdsl.begin($1, $2::uuid[], $3::text[], $4::text[], $5::int[], $6::bytea[])",
             worker,
@@ -208,7 +233,7 @@ class Store:
             [w.tenant for w in wishes],
             [w.workflow for w in wishes],
             [w.version for w in wishes],
-            [w.request for w in wishes],
+            [w.request for w in kept],
         )
         began = {str(row["id"]): row["started"] for row in rows if row["mine"]}
         return [
@@ -217,8 +242,18 @@ class Store:
             if w.id in began
         ]
 
+    def _kept(self, wishes: Sequence[NewStart]) -> Sequence[NewStart]:
+        """With their inputs as rows hold them."""
+        if not self.encryption.on:
+            return wishes
+        return [evolve(wish, request=self.encryption.encrypt(request_of(wish.tenant, wish.id), wish.request)) for wish in wishes]
+
+    async def tenants(self, ids: Sequence[str]) -> dict[str, str]:
+        rows = await self.again("select id, tenant from flowdsl.executions where id = any($1::uuid[])", list(ids))
+        return {str(row["id"]): row["tenant"] for row in rows}
+
     async def load(self, ids: Sequence[str]) -> dict[str, list[Entry]]:
-        """The live part of journals: from the newest checkpoint on, and the positions below it that it names."""
+        """The live part of journals: from the newest checkpoint on, and the positions below it that it names; as rows hold them."""
         rows = await self.again(_LOAD, list(ids))
         found: dict[str, list[Entry]] = {id: [] for id in ids}
         for row in rows:
@@ -226,11 +261,18 @@ class Store:
         return found
 
     async def journal(self, id: str) -> list[Entry]:
-        """The whole journal of an execution."""
+        """The whole journal of an execution. Raises `KeyMissing`, `NotGenuine`."""
         rows = await self.again("select * from flowdsl.journal where execution = $1 order by position", id)
-        return [_entry(row) for row in rows]
+        return await self.opened(str(rows[0]["execution"]), [_entry(row) for row in rows]) if rows else []
+
+    async def opened(self, id: str, entries: list[Entry]) -> list[Entry]:
+        """Entries as they were recorded, if they are encrypted. Raises `KeyMissing`, `NotGenuine`."""
+        if not any(encrypted_with(entry.body) for entry in entries):
+            return entries
+        return self.encryption.entries((await self.tenants([id])).get(id, ""), id, entries)
 
     async def mails(self, ids: Sequence[str]) -> dict[str, list[Mail]]:
+        """What is in mailboxes, as rows hold it."""
         rows = await self.again("select * from flowdsl.mailbox where execution = any($1::uuid[]) order by execution, seq", list(ids))
         found: dict[str, list[Mail]] = {id: [] for id in ids}
         for row in rows:
@@ -238,13 +280,19 @@ class Store:
         return found
 
     async def children(self, ids: Sequence[str]) -> dict[str, tuple[str | None, bytes | None]]:
-        """Of each: its parent, and its exit if it has ended."""
+        """Of each: its parent, and its exit if it has ended. Raises `KeyMissing`, `NotGenuine`."""
         rows = await self.again(
-            "select id, parent, case when status in ('succeeded', 'failed', 'cancelled') then exit end as exit from flowdsl.executions"
+            "select id, tenant, parent, case when status in ('succeeded', 'failed', 'cancelled') then exit end as exit from flowdsl.executions"
             " where id = any($1::uuid[])",
             list(ids),
         )
-        return {str(row["id"]): (None if row["parent"] is None else str(row["parent"]), row["exit"]) for row in rows}
+        return {
+            str(row["id"]): (
+                None if row["parent"] is None else str(row["parent"]),
+                None if row["exit"] is None else self.encryption.decrypt(exit_of(row["tenant"], str(row["id"])), row["exit"]),
+            )
+            for row in rows
+        }
 
     async def reclaim(self, worker: str, ids: Sequence[str]) -> list[Claimed]:
         """Those of these executions that are the worker's, in a new epoch."""
@@ -263,6 +311,7 @@ class Store:
 
     async def send(self, tenant: str, to: str, kind: str, name: str, body: bytes, delivery: str) -> str:
         """Mail from outside: sent, again (the delivery id is known), ended, or unmatched."""
+        body = self.encryption.encrypt(mail_of(tenant, to, kind, name), body)
         rows = await self.again("select flowdsl.send($1, $2, $3, $4, $5, $6)", tenant, to, kind, name, body, delivery)
         if rows[0][0] == "sent":
             self.hints.tell(tenant, name, to)
@@ -275,7 +324,7 @@ class Store:
             tenant,
             [to for to, _, _ in mails],
             name,
-            [body for _, body, _ in mails],
+            [self.encryption.encrypt(mail_of(tenant, to, "signal", name), body) for to, body, _ in mails],
             [delivery for _, _, delivery in mails],
         )
         outcomes = cast("list[str]", rows[0][0] or [])
@@ -284,14 +333,22 @@ class Store:
                 self.hints.tell(tenant, name, to)
         return outcomes
 
-    async def unmatched(self, tenant: str, limit: int) -> list[Any]:
-        """Signals to correlation keys that nobody has waited for yet, newest first: name, key, delivery, body, at."""
-        return await self.again("select * from flowdsl.unmatched where tenant = $1 order by seq desc limit $2", tenant, limit)
+    async def unmatched(self, tenant: str, limit: int, *, before: int | None = None) -> list[Any]:
+        """Signals to correlation keys that nobody has waited for yet, newest first: name, key, delivery, body, at, seq.
+
+        `before`: only those that came before the one of that `seq`. Raises `KeyMissing`, `NotGenuine`.
+        """
+        rows = await self.again(
+            "select * from flowdsl.unmatched where tenant = $1 and ($3::bigint is null or seq < $3) order by seq desc limit $2", tenant, limit, before
+        )
+        return [{**dict(row), "body": self.encryption.decrypt(mail_of(tenant, row["key"], "signal", row["name"]), row["body"])} for row in rows]
 
     async def register(self, tenant: str, name: str, key: str, execution: str) -> None:
         await self.again("select flowdsl.register($1, $2, $3, $4)", tenant, name, key, execution)
 
     async def note(self, id: str, note: str, done: int | None, total: int | None) -> None:
+        if self.encryption.on:
+            note = self.encryption.encrypt_text(text_of((await self.tenants([id])).get(id, ""), id, "note"), note)
         await self.again(
             "insert into flowdsl.notes (execution, note, done, total) values ($1, $2, $3, $4) on conflict (execution)"
             " do update set note = excluded.note, done = excluded.done, total = excluded.total, at = clock_timestamp()",
@@ -303,12 +360,27 @@ class Store:
 
     async def block(self, worker: str, id: str, epoch: int, cause: str) -> None:
         """An execution of that worker's that needs a person, with the cause."""
+        cause = cause.replace("\0", "\\0").encode(errors="backslashreplace").decode()
+        if self.encryption.on and (tenant := (await self.tenants([id])).get(id)) is not None:
+            cause = self.encryption.encrypt_text(text_of(tenant, id, "cause"), cause)
         await self.again(
             "update flowdsl.executions set status = 'blocked', owner = null, wake = null, cause = $4 where id = $2 and epoch = $3 and owner = $1",
             worker,
             id,
             epoch,
-            cause.replace("\0", "\\0").encode(errors="backslashreplace").decode(),
+            cause,
+        )
+
+    async def put_off(self, worker: str, id: str, epoch: int, cause: str) -> None:
+        """Lets go of an execution of that worker's that cannot go on there, for `AGAIN`. `cause` holds no payload."""
+        await self.again(
+            "update flowdsl.executions set owner = null, wake = clock_timestamp() + make_interval(secs => $5), cause = $4"
+            " where id = $2 and epoch = $3 and owner = $1",
+            worker,
+            id,
+            epoch,
+            cause,
+            AGAIN,
         )
 
     async def summary(self, id: str) -> Summary:
@@ -319,20 +391,23 @@ class Store:
             rows = []
         if not rows:
             raise NotFound("execution", id)
-        return _summary(rows[0])
+        return self.summarized(rows[0])
 
     async def row(self, tenant: str, id: str) -> Any:
-        """An execution as it is stored. Raises `NotFound`."""
+        """An execution as it is stored, with its input as it was given. Raises `NotFound`, `KeyMissing`, `NotGenuine`."""
         try:
             rows = await self.again("select * from flowdsl.executions where id = $1::uuid and tenant = $2", id, tenant)
         except (asyncpg.DataError, ValueError):
             rows = []
         if not rows:
             raise NotFound("execution", id)
-        return rows[0]
+        return {**dict(rows[0]), "request": self.encryption.decrypt(request_of(tenant, str(rows[0]["id"])), rows[0]["request"])}
 
     async def ended_badly(self, ids: Sequence[str]) -> list[str]:
-        query = "select id from flowdsl.executions where id = any($1::uuid[]) and status in ('failed', 'cancelled') order by id"
+        query = (
+            "select x.id from unnest($1::uuid[]) as t(id) cross join lateral (select * from flowdsl.executions e where e.id = t.id offset 0) x"
+            " where x.status in ('failed', 'cancelled') order by x.id"
+        )
         return [str(row["id"]) for row in await self.again(query, list(ids))]
 
     async def correlation_keys(self, id: str) -> list[str]:
@@ -341,34 +416,27 @@ class Store:
     async def audit(self, tenant: str, id: str | None, event: str, facts: bytes) -> None:
         await self.again("select flowdsl.audited($1, $2::uuid, $3, $4)", tenant, id, event, facts)
 
-    async def dead(self, tenant: str, workflow: str | None, limit: int) -> list[Summary]:
-        """Executions that failed or are blocked, and that nobody retried or discarded."""
-        rows = await self.again(
-            _SUMMARY + " where x.tenant = $1 and ($2::text is null or x.workflow = $2) and x.status in ('failed', 'blocked') and x.discarded is null"
-            " order by x.started desc, x.id desc limit $3",
-            tenant,
-            workflow,
-            limit,
-        )
-        return [_summary(row) for row in rows]
+    async def dead(self, tenant: str, workflow: str | None, limit: int, *, after: tuple[datetime, str] | None = None) -> list[Summary]:
+        """Executions that failed or are blocked, and that nobody retried or discarded; newest first, behind the one of that start and id."""
+        return await self.summaries(tenant, Sought(workflow, dead=True), None if after is None else Place(*after), limit)
 
     async def by_key(self, tenant: str, workflow: str, key: str) -> Summary | None:
         rows = await self.again(
             _SUMMARY + " where x.tenant = $1 and x.workflow = $2 and x.scope = '' and x.key = $3 and x.current", tenant, workflow, key
         )
-        return _summary(rows[0]) if rows else None
+        return self.summarized(rows[0]) if rows else None
+
+    async def summaries(self, tenant: str | None, sought: Sought, after: Place | None, limit: int) -> list[Summary]:
+        """A page of executions, newest first, behind `after`."""
+        return [self.summarized(row) for row in await self.again(_PAGE, *sought.arguments(tenant, after, limit))]
 
     async def list(self, *, workflow: str | None = None, status: str | None = None, parent: str | None = None, limit: int = 50) -> list[Summary]:
-        """The newest executions that fit."""
-        rows = await self.again(
-            _SUMMARY + " where ($1::text is null or x.workflow = $1) and ($2::text is null or x.status = $2) and ($3::uuid is null or x.parent = $3)"
-            " order by x.started desc, x.id desc limit $4",
-            workflow,
-            status,
-            parent,
-            limit,
-        )
-        return [_summary(row) for row in rows]
+        """The newest executions that fit, of all tenants."""
+        return await self.summaries(None, Sought(workflow, status, parent=parent), None, limit)
+
+    def summarized(self, row: Any) -> Summary:
+        """A row of `_SUMMARY`, for a person."""
+        return _summary(row, self.encryption)
 
 
 # `offset 0` keeps each part a scan of its own by (execution, position), whatever the planner thinks of the length of journals.
@@ -392,6 +460,15 @@ select x.*, n.note, n.done, n.total, (select coalesce(max(j.position) + 1, 0) fr
   from flowdsl.executions x left join flowdsl.notes n on n.execution = x.id
 """
 
+# Each row of a page by its id, however many the planner takes a page to have.
+_PAGE = """
+select x.*, n.note, n.done, n.total, (select coalesce(max(j.position) + 1, 0) from flowdsl.journal j where j.execution = x.id) as entries
+  from flowdsl.page($1, $2, $3, $4, $5, $6::uuid, $7, $8, $9, $10::uuid, $11, $12::uuid, $13) p
+ cross join lateral (select * from flowdsl.executions e where e.id = p.id offset 0) x
+  left join lateral (select * from flowdsl.notes o where o.execution = p.id offset 0) n on true
+ order by p.started desc, p.id desc
+"""
+
 
 def _entry(row: Any) -> Entry:
     live = row["live"]
@@ -407,11 +484,14 @@ def claimed(row: Any) -> Claimed:
     )  # fmt: skip
 
 
-def _summary(row: Any) -> Summary:
+def _summary(row: Any, encryption: Encryption) -> Summary:
+    id, tenant = str(row["id"]), row["tenant"]
+    cause, note = (encryption.shown_text(text_of(tenant, id, what), row[what]) for what in ("cause", "note"))
+
     def text(name: str) -> str | None:
         return None if row[name] is None else str(row[name])
 
     return Summary(
-        str(row["id"]), row["tenant"], row["workflow"], row["version"], row["key"], row["status"], text("parent"), row["wake"], row["started"],
-        row["ended"], row["exit"], row["cause"], row["note"], row["done"], row["total"], row["entries"], text("owner"),
+        id, tenant, row["workflow"], row["version"], row["key"], row["status"], text("parent"), row["wake"], row["started"],
+        row["ended"], row["exit"], cause, note, row["done"], row["total"], row["entries"], text("owner"), encryption,
     )  # fmt: skip

@@ -11,7 +11,8 @@ import structlog
 from attrs import evolve
 
 from flowdsl.journal import INTERRUPTED, SUCCESS, Entry
-from flowdsl.postgres.store import Store, lost
+from flowdsl.postgres.encryption import entry_of
+from flowdsl.postgres.store import Store, lost, reason
 from flowdsl.replay import Resident, Unrecorded
 
 log = structlog.get_logger("flowdsl")
@@ -45,7 +46,7 @@ class OwnTransaction:
                 ours = await self.connection.fetchval(
                     "select flowdsl.append_own($1,$2,$3,$4,$5,$6,$7,$8,$9,$10)",
                     self._worker, self._resident.id, entry.position, self._resident.epoch, entry.kind, entry.at, entry.step, entry.fingerprint,
-                    entry.site, entry.body,
+                    entry.site, self._kept(entry),
                 )  # fmt: skip
                 if not ours:
                     return False
@@ -63,6 +64,10 @@ class OwnTransaction:
             return await self._unknown(entry)
         return True
 
+    def _kept(self, entry: Entry) -> bytes:
+        encryption, execution = self._store.encryption, self._resident.activation.execution
+        return encryption.encrypt(entry_of(execution.tenant, execution.id, entry.position, entry.kind, entry.step), entry.body)
+
     async def _unknown(self, entry: Entry) -> bool:
         """The position is taken with another entry: that waits for the open transaction, and tells what became of it.
 
@@ -74,7 +79,7 @@ class OwnTransaction:
             "select flowdsl.append($1, array[$2::uuid], array[$3::int], array[$4::int], array[true], array[$5::smallint], array[$6::timestamptz],"
             " array[$7], array[$8], array[$9], array[$10::bytea])",
             self._worker, self._resident.id, entry.position, self._resident.epoch, INTERRUPTED, entry.at, entry.step, entry.fingerprint,
-            entry.site, interrupted.body,
+            entry.site, self._kept(interrupted),
         )  # fmt: skip
         if fate is None:
             raise Unrecorded(interrupted)
@@ -91,7 +96,7 @@ class OwnTransaction:
             try:
                 return (await self._store.again(query, *arguments))[0][0]
             except Exception as error:
-                log.warning("transaction.unknown", execution=self._resident.id, error=str(error) or type(error).__name__)
+                log.warning("transaction.unknown", execution=self._resident.id, error=reason(error))
                 await asyncio.sleep(0.5)
         return ["left"]
 

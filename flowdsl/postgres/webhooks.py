@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 from attrs import frozen
 
+from flowdsl.postgres.encryption import outcome_of, webhook_of
 from flowdsl.postgres.store import Store
 
 TRIES: Final = 12
@@ -37,7 +38,7 @@ async def keep(store: Store, tenant: str, endpoint: str, delivery: str, body: by
         tenant,
         endpoint,
         delivery,
-        body,
+        store.encryption.encrypt(webhook_of(tenant, endpoint, delivery), body),
     )
     return bool(rows)
 
@@ -49,20 +50,21 @@ async def act(store: Store, endpoints: Sequence[str], on: Callable[[Received], A
     """
     async with store.connection() as connection, connection.transaction():
         rows = await connection.fetch(
-            "select * from flowdsl.webhooks where due <= clock_timestamp() and endpoint = any($1) order by due, id limit $2 for update skip locked",
+            "select * from flowdsl.webhooks where due <= statement_timestamp() and endpoint = any($1)"
+            " order by due, id limit $2 for update skip locked",
             list(endpoints),
             limit,
         )
         for row in rows:
             try:
-                outcome, done = await on(Received(**dict(row))), True
+                outcome, done = await on(_received(store, row)), True
             except Exception as error:
                 outcome, done = f"{type(error).__name__}: {error}", False
             await connection.execute(
                 "update flowdsl.webhooks set tries = tries + 1, outcome = $2,"
                 " due = case when not $3 and tries + 1 < $4 then clock_timestamp() + make_interval(secs => 5 * 2 ^ tries) end where id = $1",
                 row["id"],
-                outcome.replace("\0", "\\0")[:2000],
+                store.encryption.encrypt_text(outcome_of(row["tenant"], row["endpoint"], row["delivery"]), outcome.replace("\0", "\\0")[:2000]),
                 done,
                 TRIES,
             )
@@ -78,9 +80,20 @@ async def again(store: Store, tenant: str, id: int) -> bool:
 async def received(store: Store, tenant: str, *, limit: int = 50, before: int | None = None) -> list[Received]:
     """What came, the newest first; `before`: only what came before that one."""
     rows = await store.again(
-        "select * from flowdsl.webhooks where tenant = $1 and ($2::bigint is null or id < $2) order by id desc limit $3", tenant, before, limit
+        "select * from flowdsl.webhooks where tenant = $1"
+        + ("" if before is None else " and (at, id) < ((select w.at from flowdsl.webhooks w where w.id = $2), $2)")
+        + f" order by at desc, id desc limit {int(limit)}",
+        *((tenant,) if before is None else (tenant, before)),
     )
-    return [Received(**dict(row)) for row in rows]
+    return [_received(store, row) for row in rows]
+
+
+def _received(store: Store, row: Any) -> Received:
+    """Raises `KeyMissing`, `NotGenuine`."""
+    body = store.encryption.decrypt(webhook_of(row["tenant"], row["endpoint"], row["delivery"]), row["body"])
+    outcome = store.encryption.shown_text(outcome_of(row["tenant"], row["endpoint"], row["delivery"]), row["outcome"])
+    kept: dict[str, Any] = {**dict(row), "body": body, "outcome": outcome}
+    return Received(**kept)
 
 
 __all__ = ["TRIES", "Received", "act", "again", "keep", "received"]

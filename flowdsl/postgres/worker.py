@@ -91,6 +91,8 @@ class Worker:
     """Runs a deployment's executions over one store. `start` and `wait` are for the process that it runs in."""
 
     def __init__(self, deployment: Deployment, store: Store, tuning: Tuning | None = None, *, tenant: str = "default") -> None:
+        if "/" in tenant:
+            raise StoreError(f"the tenant {tenant!r} holds a /", "It ends a tenant's name in what is kept of deliveries: leave it out")
         self.deployment, self.store, self.tuning, self.tenant = deployment, store, tuning or Tuning(), tenant
         self.id = new_id()
         self.linger = self.tuning.linger

@@ -96,8 +96,8 @@ def said_tenant(request: HTTPConnection) -> str | None:
     said = request.headers.getlist("x-tenant-id")
     if not said:
         return None
-    if len(said) > 1 or not 0 < len(said[0]) <= 200 or not said[0].isprintable():
-        raise Problem(400, "no such tenant", "X-Tenant-ID is one name of 1 to 200 printable characters")
+    if len(said) > 1 or not 0 < len(said[0]) <= 200 or not said[0].isprintable() or "/" in said[0]:
+        raise Problem(400, "no such tenant", "X-Tenant-ID is one name of 1 to 200 printable characters, without a /")
     return said[0]
 
 

@@ -15,14 +15,13 @@ from flowdsl.postgres.ends import ENDED
 from flowdsl.postgres.store import Summary
 from flowdsl.service.executions import event_data
 from flowdsl.service.problem import Problem, invalid
+from flowdsl.service.reading import payloads_shown
 from flowdsl.service.route import Call, Route
 from flowdsl.service.wire import entry_of, facts_of
 
 PAUSE = 0.25
 """Seconds between two looks."""
 PING = 15
-MOST = 500
-"""Streams that are open at a time, in one process."""
 SENDING = 30.0
 """Seconds after which a reader who takes nothing is left."""
 
@@ -32,8 +31,10 @@ async def events(call: Call) -> EventSourceResponse:
     one = await looking.execution(call.store, call.tenant, call.path("id"))
     first = _after(call.request.headers.get("last-event-id"))
     service = call.service
-    if service.streams >= MOST:
-        raise Problem(429, "too many streams", f"{MOST} are open here already: try again", headers={"Retry-After": "5"})
+    most = service.settings.streams
+    if service.streams >= most:
+        raise Problem(429, "too many streams", f"{most} are open here already: try again", headers={"Retry-After": "5"})
+    await payloads_shown(call, "journal", [one.id])
     return EventSourceResponse(_counted(call, one, first), ping=PING, send_timeout=SENDING)
 
 
@@ -88,5 +89,6 @@ def _changed(before: Summary, after: Summary) -> bool:
 
 ROUTES = (
     Route("GET", "/api/v1/workflows/{id}/events", "events", "An execution as it goes on, as server-sent events. Last-Event-ID resumes.", "viewer",
-          events, {200: None}, problems=(404, 429), headers={"Last-Event-ID": "The id of the last event that was seen."}, streams=True),
+          events, {200: None}, problems=(404, 429), headers={"Last-Event-ID": "The id of the last event that was seen."}, streams=True,
+          media="text/event-stream"),
 )  # fmt: skip

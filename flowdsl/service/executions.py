@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -13,7 +14,9 @@ from flowdsl.activation import Stored
 from flowdsl.codec import Undecodable, codec
 from flowdsl.postgres import looking
 from flowdsl.postgres.looking import Place, Sought
+from flowdsl.postgres.store import Summary
 from flowdsl.service.problem import invalid
+from flowdsl.service.reading import payloads_shown
 from flowdsl.service.route import Call, Route
 from flowdsl.service.wire import EntryFacts, ExecutionFacts, Executions, Journal, entry_of, facts_of
 
@@ -97,6 +100,12 @@ async def _page(call: Call, *, ended: bool) -> Executions:
 async def _executions(call: Call, sought: Sought, at: str | None, limit: int | None) -> Executions:
     most = limited(call, limit)
     found = await looking.executions(call.store, call.tenant, sought, after=placed(Place, at), limit=most + 1)
+    await payloads_shown(call, "result", [one.id for one in found[:most] if one.kept_exit is not None])
+    return page_of(found, most)
+
+
+def page_of(found: Sequence[Summary], most: int) -> Executions:
+    """The first `most` of these executions; what is beyond says that there is another page."""
     page = found[:most]
     following = cursor(Place(page[-1].started, page[-1].id)) if len(found) > most else None
     return Executions(tuple(map(facts_of, page)), following)
@@ -104,7 +113,9 @@ async def _executions(call: Call, sought: Sought, at: str | None, limit: int | N
 
 async def status(call: Call) -> ExecutionFacts:
     """How it stands; how it ended."""
-    return facts_of(await looking.execution(call.store, call.tenant, call.path("id")))
+    one = await looking.execution(call.store, call.tenant, call.path("id"))
+    await payloads_shown(call, "result", [one.id] if one.kept_exit is not None else [])
+    return facts_of(one)
 
 
 async def children(call: Call) -> Executions:
@@ -128,6 +139,7 @@ async def journal(call: Call) -> Journal:
     first = place.position if place is not None else 0
     if not 0 <= first < 1 << 31:
         raise invalid([("query.cursor", "expected what `next` said on another page")])
+    await payloads_shown(call, "journal", [one.id])
     found = await looking.entries(call.store, call.tenant, one.id, first=first, limit=most)
     more = bool(found) and found[-1].position + 1 < one.entries
     return Journal(one.id, tuple(map(entry_of, found)), cursor(Position(found[-1].position + 1)) if more else None)

@@ -24,7 +24,7 @@ _WORDS = {
     413: "The body is too large.",
     415: "The body is not JSON.",
     422: "A field does not fit: `errors` says which, and why.",
-    429: "Too many at once.",
+    429: "Too many at once, or too many wrong keys: `Retry-After` says when to come again.",
     503: "The database is away.",
 }
 
@@ -96,10 +96,10 @@ def _given(schema: Schema) -> Schema:
 def _responses(route: Route, schemas: Schemas) -> Schema:
     found: Schema = {}
     for status, form in sorted(route.answers.items()):
-        content = {"text/event-stream": {}} if route.streams else {"application/json": {"schema": {} if form is None else schemas.of(form)}}
+        content = {route.media: {"schema": {} if form is None else schemas.of(form)} if route.media == "application/json" else {}}
         about = (form.__doc__ or "").partition("\n")[0] if form is not None else route.summary
         found[str(status)] = {"description": about, "content": content}
-    asked = () if route.rule == "anyone" else (400, 401, 403)
+    asked = () if route.rule == "anyone" else (400, 401, 403, 429)
     problems = {422, 503, *route.problems, *asked, *(() if route.request is None else (400, 408, 413, 415))}
     for status in sorted(problems - set(route.answers)):
         found[str(status)] = {"description": _WORDS[status], "content": {MEDIA_TYPE: {"schema": schemas.of(ProblemDetails)}}}

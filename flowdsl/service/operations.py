@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Sequence
 from typing import Any, Literal, TypeVar
 
+from attrs import frozen
+
 from flowdsl.codec import codec
 from flowdsl.errors import FlowError, NotFound, StoreError
 from flowdsl.flow import Defect
@@ -13,8 +15,11 @@ from flowdsl.operating import CannotRetry, Written
 from flowdsl.operating import Edits as StepEdits
 from flowdsl.postgres import looking
 from flowdsl.postgres.starting import new_id
+from flowdsl.service.executions import PageQuery, cursor, limited, placed
 from flowdsl.service.problem import Problem, invalid
+from flowdsl.service.reading import payloads_shown
 from flowdsl.service.route import Call, Reply, Route
+from flowdsl.service.signals import payload_of
 from flowdsl.service.wire import (
     Asked,
     Done,
@@ -144,8 +149,8 @@ def _edits(edits: Sequence[Edit]) -> StepEdits:
 
 async def signal(call: Call) -> Reply:
     """To one execution of the caller's tenant."""
-    await _there(call)
-    return await _sent(call, call.path("id"), call.body)
+    one = await looking.execution(call.store, call.tenant, call.path("id"))
+    return await _sent(call, call.path("id"), call.body, (one.workflow, one.version))
 
 
 async def signal_key(call: Call) -> Reply:
@@ -153,13 +158,14 @@ async def signal_key(call: Call) -> Reply:
     return await _sent(call, call.body.key, call.body)
 
 
-async def _sent(call: Call, to: str, body: ToExecution | ToKey) -> Reply:
+async def _sent(call: Call, to: str, body: ToExecution | ToKey, workflow: tuple[str, int] | None = None) -> Reply:
     delivery = body.delivery or new_id()
     texts = (("name", body.name), ("key", to), ("delivery", delivery))
     errors = [(f"body.{name}", "expected 1 to 1000 characters") for name, text in texts if not 0 < len(text) <= 1000]
     if errors:
         raise invalid(errors)
-    said = await call.store.send(call.tenant, to, "signal", body.name, ANY.encode(body.payload), delivery)
+    payload = payload_of(call.service.deployment, body.name, body.payload, workflow=workflow)
+    said = await call.store.send(call.tenant, to, "signal", body.name, payload, delivery)
     if said == "ended":
         state = (await looking.execution(call.store, call.tenant, to)).status
         raise Problem(409, f"it is {state}", f"execution {to} has ended already: it is {state}. Nothing was sent", execution=to, state=state)
@@ -167,10 +173,22 @@ async def _sent(call: Call, to: str, body: ToExecution | ToKey) -> Reply:
     return Reply(Sent(outcome, delivery), 202)
 
 
+@frozen
+class Came:
+    """Where a page of signals ended."""
+
+    seq: int
+
+
 async def unmatched(call: Call) -> Unmatched:
     """Kept for who comes."""
-    rows = await call.store.unmatched(call.tenant, call.service.settings.page)
-    return Unmatched(tuple(UnmatchedSignal(row["name"], row["key"], row["delivery"], row["at"], told(row["body"])) for row in rows))
+    most, place = limited(call, call.query.limit), placed(Came, call.query.cursor)
+    if place is not None and not 0 <= place.seq < 1 << 63:
+        raise invalid([("query.cursor", "expected what `next` said on another page")])
+    rows = await call.store.unmatched(call.tenant, most + 1, before=None if place is None else place.seq)
+    await payloads_shown(call, "signals", [""] if rows else [])
+    page = [UnmatchedSignal(row["name"], row["key"], row["delivery"], row["at"], told(row["body"])) for row in rows[:most]]
+    return Unmatched(tuple(page), cursor(Came(rows[most - 1]["seq"])) if len(rows) > most else None)
 
 
 _MAY_BE_GONE = (404, 409)
@@ -194,8 +212,9 @@ ROUTES = (
     Route("POST", f"{_ONE}/what-if", "what_if", "Where an execution would go if steps had ended otherwise. Nothing is called or changed.", "viewer",
           what_if, {200: Supposed}, request=Edits, problems=_MAY_BE_GONE, example={}),
     Route("POST", f"{_ONE}/signal", "signal", "Send a signal to an execution.", "operator", signal, {202: Sent}, request=ToExecution,
-          problems=_MAY_BE_GONE, example={"name": "approved", "payload": True}),
+          problems=_MAY_BE_GONE, spends="signals", example={"name": "approved", "payload": True}),
     Route("POST", "/api/v1/signals", "signal_key", "Send a signal to a correlation key. What nobody waits for yet is kept.", "operator", signal_key,
-          {202: Sent}, request=ToKey, problems=(404, 409), example={"name": "approved", "key": "order-1", "payload": True}),
-    Route("GET", "/api/v1/signals", "unmatched", "Signals that nobody waits for yet.", "viewer", unmatched, {200: Unmatched}),
+          {202: Sent}, request=ToKey, problems=(404, 409), spends="signals", example={"name": "approved", "key": "order-1", "payload": True}),
+    Route("GET", "/api/v1/signals", "unmatched", "Signals that nobody waits for yet, newest first.", "viewer", unmatched, {200: Unmatched},
+          query=PageQuery),
 )  # fmt: skip

@@ -5,40 +5,44 @@ Secrets are in neither file nor defaults: they come from the environment or file
 
 from __future__ import annotations
 
-import ast
-import math
-import re
+import json
+import os
+from collections.abc import Mapping
 from datetime import timedelta
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import typed_settings
-from attrs import Attribute, field, fields, frozen
+from attrs import Attribute, field, frozen
 from typed_settings.converters import TSConverter
-from typed_settings.exceptions import ConfigFileLoadError, InvalidOptionsError, InvalidSettingsError, TsError
+from typed_settings.exceptions import TsError
 
-from flowdsl.errors import DefinitionError, FlowError
-from flowdsl.policy import duration
-
-
-class BadSettings(FlowError):
-    """A setting that cannot be used: where it is, what it is, and what was expected."""
+from flowdsl.postgres.connection import shown_dsn
+from flowdsl.service.given import FORMS, PREFIX, BadSettings, Given
 
 
 def _wrong(section: object, attribute: Attribute[Any], what: str) -> ValueError:
     return ValueError(f"{_SECTIONS[type(section).__name__]}.{attribute.name} {what}")
 
 
-_SECTIONS = {"Server": "server", "Temporal": "temporal", "Services": "services", "Workflows": "workflows", "RetryPolicy": "workflows.retry_policy"}
+_SECTIONS = {
+    "Server": "server", "Limits": "limits", "Temporal": "temporal", "Services": "services", "Workflows": "workflows",
+    "RetryPolicy": "workflows.retry_policy",
+}  # fmt: skip
 
 
 def _within(low: float, high: float) -> Any:
     def check(section: Any, attribute: Attribute[Any], value: float) -> None:
         if not low <= value <= high:
-            raise _wrong(section, attribute, f"must be {low:g} to {high:g}, and is {value:g}")
+            raise _wrong(section, attribute, f"must be {_plain(low)} to {_plain(high)}, and is {_plain(value)}")
 
     return check
+
+
+def _plain(number: float) -> str:
+    return str(int(number)) if number == int(number) else repr(number)
 
 
 def _address(section: Any, attribute: Attribute[Any], value: str) -> None:
@@ -57,9 +61,22 @@ def _positive(section: Any, attribute: Attribute[Any], value: timedelta) -> None
         raise _wrong(section, attribute, "must be longer than no time")
 
 
+def _one_of(*known: str) -> Any:
+    def check(section: Any, attribute: Attribute[Any], value: str) -> None:
+        if value not in known:
+            raise _wrong(section, attribute, f"must be {', '.join(known[:-1])} or {known[-1]}, and is {value!r}")
+
+    return check
+
+
 @frozen
 class Server:
-    """The HTTP side. `timeout_seconds`: the longest that a request may take; the body limits are those of one request."""
+    """The HTTP side. `timeout_seconds`: the longest that a request may take; the body limits are those of one request.
+
+    `head_seconds`: how long a connection may take to send a request's headers, or be idle. `connections` and `streams`: how many may be open, in
+    one process. `drain_seconds`: what requests under way get at the stop. `metrics`: who may read /metrics: whoever has a key, anyone, or nobody.
+    `require_row_level_security`: answer nothing on a server that cannot keep tenants apart by itself.
+    """
 
     host: str = field(default="127.0.0.1", validator=_some)
     port: int = field(default=8084, validator=_within(0, 65535))
@@ -68,6 +85,23 @@ class Server:
     body_depth: int = field(default=64, validator=_within(1, 500))
     body_seconds: float = field(default=10.0, validator=_within(0.1, 3600))
     page: int = field(default=100, validator=_within(1, 10_000))
+    head_seconds: float = field(default=10.0, validator=_within(0.1, 3600))
+    connections: int = field(default=2000, validator=_within(1, 1_000_000))
+    streams: int = field(default=500, validator=_within(0, 1_000_000))
+    drain_seconds: float = field(default=10.0, validator=_within(0, 3600))
+    metrics: str = field(default="keys", validator=_one_of("keys", "open", "off"))
+    traces: str = field(default="off", validator=_one_of("on", "off"))
+    require_row_level_security: bool = False
+
+
+@frozen
+class Limits:
+    """What one tenant may do in a minute, over all processes; 0: as much as it likes. `…_at_once`: after a rest; 0: a minute's worth."""
+
+    starts: int = field(default=0, validator=_within(0, 10_000_000))
+    starts_at_once: int = field(default=0, validator=_within(0, 10_000_000))
+    signals: int = field(default=0, validator=_within(0, 10_000_000))
+    signals_at_once: int = field(default=0, validator=_within(0, 10_000_000))
 
 
 @frozen
@@ -75,6 +109,13 @@ class Database:
     """Where the journal is; empty: see `flowdsl doctor` for what is chosen then."""
 
     url: str = ""
+
+
+@frozen
+class Encryption:
+    """The file with the keys that payloads are encrypted with; empty: they stay plain, unless FLOWDSL_ENCRYPTION_KEYS holds keys."""
+
+    key_file: str = ""
 
 
 @frozen
@@ -122,7 +163,9 @@ class Settings:
     """All of it. `Settings()` are the defaults."""
 
     server: Server = Server()
+    limits: Limits = Limits()
     database: Database = Database()
+    encryption: Encryption = Encryption()
     temporal: Temporal = Temporal()
     services: Services = Services()
     workflows: Workflows = Workflows()
@@ -130,57 +173,46 @@ class Settings:
 
 def load(file: Path | None = None, *, environment: bool = True) -> Settings:
     """The settings of a file and the environment; without a file, of `./flowdsl.toml` if it is there. Raises `BadSettings`."""
-    files = [file] if file is not None else [path] if (path := Path("flowdsl.toml")).exists() else []
-    if file is not None and not file.exists():
-        raise BadSettings(f"{file}: there is no such file")
-    loaders: list[Any] = [typed_settings.FileLoader({"*": typed_settings.TomlFormat(section=None)}, [f"!{one}" for one in files])]
+    given = Given.of(Settings, file, os.environ if environment else {})
+    problems = [*given.unknown(), *given.wrong()]
+    if problems:
+        raise BadSettings("; ".join(problems))
+    loaders: list[Any] = [typed_settings.FileLoader({"*": typed_settings.TomlFormat(section=None)}, [f"!{one}" for one in given.files])]
     if environment:
-        loaders.append(typed_settings.EnvLoader("FLOWDSL_"))
+        loaders.append(typed_settings.EnvLoader(PREFIX))
     try:
         return typed_settings.load_settings(Settings, loaders, converter=_Strict())
-    except ConfigFileLoadError as error:
-        raise BadSettings(f"{files[0]}: {error}") from None
-    except InvalidOptionsError as error:
-        raise BadSettings(f"{files[0]}: {_unknown(str(error))}") from None
-    except (InvalidSettingsError, TsError) as error:
-        raise BadSettings("; ".join(_lines(error))) from None
+    except TsError as error:
+        raise BadSettings(str(error)) from None
 
 
-def _unknown(told: str) -> str:
-    names = told.partition(": ")[2].split(", ")
-    known = sorted(_names(Settings))
-    said = [f"{name} is no setting" + ("" if not (near := _near(name, known)) else f" (did you mean {near}?)") for name in names]
-    return "; ".join(said)
+def shown(settings: Settings, file: Path | None = None, *, said: Mapping[str, str] | None = None, environment: bool = True) -> str:
+    """The settings in force as a TOML file that gives the same, each with where it is from. No password is in it.
+
+    `said`: those that an option of the command line names, with that option.
+    """
+    given, lines, section = Given.of(Settings, file, os.environ if environment else {}), list[str](), ""
+    for name in given.options:
+        above, _, own = name.rpartition(".")
+        if above != section:
+            lines += ["", f"[{above}]"]
+            section = above
+        value = attrgetter(name)(settings)
+        source = (said or {}).get(name) or given.source(name) or "default"
+        lines.append(f"{own} = {_spelled(shown_dsn(value) if name == 'database.url' else value)}  # {source}")
+    return "\n".join(lines[1:])
 
 
-def _near(name: str, known: list[str]) -> str:
-    from difflib import get_close_matches
-
-    return next(iter(get_close_matches(name, known, 1)), "")
-
-
-def _names(of: type[Any], prefix: str = "") -> list[str]:
-    found: list[str] = []
-    for one in fields(of):
-        inner = one.default
-        found += _names(type(inner), f"{prefix}{one.name}.") if hasattr(type(inner), "__attrs_attrs__") else [prefix + one.name]
-    return found
-
-
-_TOLD = re.compile(
-    r"Could not convert value .* for option '(?P<option>[^']+)' from loader (?P<loader>\w+)(?:\[(?P<file>.*)\])?: ValueError\((?P<why>.*)\)$", re.S
-)
-_CHECKED = re.compile(r"Could not convert loaded settings: ValueError\((?P<why>.*)\)$", re.S)
-
-
-def _lines(error: BaseException) -> list[str]:
-    if isinstance(error, BaseExceptionGroup):
-        return [line for one in error.exceptions for line in _lines(one)]
-    if (told := _TOLD.search(str(error))) is not None:
-        where = told["file"] or f"FLOWDSL_{told['option'].upper().replace('.', '_')} in the environment"
-        return [f"{where}: {told['option']} {ast.literal_eval(told['why'])}"]
-    checked = _CHECKED.search(str(error))
-    return [str(ast.literal_eval(checked["why"])) if checked is not None else str(error)]
+def _spelled(value: object) -> str:
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case timedelta():
+            return f'"{value.total_seconds():g}s"'
+        case int() | float():
+            return repr(value)
+        case _:
+            return json.dumps(str(value), ensure_ascii=False)
 
 
 class _Strict(TSConverter):
@@ -188,40 +220,20 @@ class _Strict(TSConverter):
 
     def __init__(self) -> None:
         super().__init__()
-        self.scalar_converters = {int: _int, float: _float, str: _str, timedelta: _span}
+        self.scalar_converters = dict(FORMS)
 
 
-def _int(value: Any, _: type) -> int:
-    if isinstance(value, str) and re.fullmatch(r"\s*[+-]?\d{1,18}\s*", value):
-        return int(value)
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"must be a whole number, and is {value!r}")
-    return value
-
-
-def _float(value: Any, _: type) -> float:
-    try:
-        found = float(value) if isinstance(value, str) or (isinstance(value, (int, float)) and not isinstance(value, bool)) else math.nan
-    except ValueError:
-        found = math.nan
-    if not math.isfinite(found):
-        raise ValueError(f"must be a number, and is {value!r}")
-    return found
-
-
-def _str(value: Any, _: type) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"must be text in quotes, and is {value!r}")
-    return value
-
-
-def _span(value: Any, _: type) -> timedelta:
-    if isinstance(value, timedelta):
-        return value
-    try:
-        return duration(value)
-    except DefinitionError:
-        raise ValueError(f'must be a time like "300s", and is {value!r}') from None
-
-
-__all__ = ["BadSettings", "Database", "RetryPolicy", "Server", "Services", "Settings", "Temporal", "Workflows", "load"]
+__all__ = [
+    "BadSettings",
+    "Database",
+    "Encryption",
+    "Limits",
+    "RetryPolicy",
+    "Server",
+    "Services",
+    "Settings",
+    "Temporal",
+    "Workflows",
+    "load",
+    "shown",
+]

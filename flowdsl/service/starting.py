@@ -49,10 +49,15 @@ def _key(name: str, key: str | None) -> str | None:
 async def start(call: Call) -> Reply:
     """Starts it, or finds the execution that this request or its key has started before."""
     workflow = named(call.service.deployment, call.path("name"))
-    repeated = _key("header.Idempotency-Key", call.request.headers.get("idempotency-key"))
     given = _key("query.key", call.query.key)
+    request = codecs_of(workflow).request.structure(await read_json(call.request, call.service.settings), root="body")
+    return await begun(call, workflow, request, given)
+
+
+async def begun(call: Call, workflow: Workflow[Any, Any, Any], request: Any, given: str | None = None) -> Reply:
+    """The same for an input that is there already; `given`: the key, in place of the workflow's own."""
+    repeated = _key("header.Idempotency-Key", call.request.headers.get("idempotency-key"))
     codecs = codecs_of(workflow)
-    request = codecs.request.structure(await read_json(call.request, call.service.settings), root="body")
     body = within(call.service.deployment.limits.request, f"the input of {workflow.name}", codecs.request.encode(request))
     try:
         key = given if given is not None else workflow.key_of(request) if workflow.key is not None else None
@@ -65,13 +70,17 @@ async def start(call: Call) -> Reply:
         return await _again(call, workflow, id, key, body)
     wish = NewStart(id, call.tenant, workflow.name, workflow.version, "", key, workflow.reuse, body)
     worker = call.service.worker
+    if call.service.tracing is not None:
+        await call.service.tracing.keep(await call.service.store(), id)
     done = await worker.starts.one(wish) if worker is not None and worker.has_room else (await call.store.start([wish]))[0]
     if done.outcome == "rejected":
         raise Rejected(workflow.name, key or "", done.id)
     if done.outcome == "joined":
         same = await request_of(call.store, call.tenant, done.id) == body
         return _started(call, Started(done.id, workflow.name, key, done.status, "joined", same, call.url("workflows", done.id, "status")))
-    if repeated is not None and await request_of(call.store, call.tenant, id) != body:  # a twin of this request was first
+    if repeated is not None and done.outcome == "again":  # a twin of this request was first
+        return await _again(call, workflow, id, key, body)
+    if repeated is not None and await request_of(call.store, call.tenant, id) != body:  # the same, at the worker of this process
         raise _another_input(id)
     return _started(call, Started(done.id, workflow.name, key, done.status, "new", True, call.url("workflows", done.id, "status")))
 
@@ -110,7 +119,8 @@ ROUTES = (
     Route(
         "POST", "/api/v1/workflows/{name}", "start", "Start a workflow. A request that is repeated under its Idempotency-Key, or a key that is taken,"
         " gives the execution that is there.", "operator", start, {202: Started, 200: Started}, request=INPUT, query=StartQuery,
-        problems=(404, 409, 413), headers={"Idempotency-Key": "The same for the same request, however often it is sent: it acts once."},
+        problems=(404, 409, 413), spends="starts",
+        headers={"Idempotency-Key": "The same for the same request, however often it is sent: it acts once."},
     ),
     Route(
         "POST", "/api/v1/workflows/{name}/existing", "existing", "Which keys executions of a workflow have already.", "viewer", existing,

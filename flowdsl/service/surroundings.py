@@ -11,8 +11,11 @@ from flowdsl.errors import DefinitionError, NotFound, StoreError
 from flowdsl.outline import outline
 from flowdsl.postgres import looking
 from flowdsl.postgres.connection import lost
+from flowdsl.postgres.schema import FUNCTIONS, pending_migrations
+from flowdsl.postgres.tenants import not_apart
+from flowdsl.postgres.worker import Worker
 from flowdsl.service.problem import Problem
-from flowdsl.service.route import Call, Reply, Route
+from flowdsl.service.route import Call, Reply, Route, Service
 from flowdsl.service.route import Check as Asking
 from flowdsl.service.starting import named
 from flowdsl.service.wire import Check, Health, Outlined, WorkflowFacts, Workflows
@@ -48,13 +51,26 @@ async def health(call: Call) -> Health:
 
 async def ready(call: Call) -> Reply:
     """That what it depends on answers too."""
-    found = await checked(call.service.checks, {"database": _database(call)})
+    service = call.service
+    if service.checking is None or service.checking.done():  # who asks costs nothing that another has not asked for at the moment
+        service.checking = asyncio.create_task(checked(service, _ours(call, service.settings.require_row_level_security)), name="flowdsl-ready")
+    found = await asyncio.shield(service.checking)
     return _told(tuple(evolve(one, detail="") for one in found))  # why not is for those who may ask /api/v1/coordination/health-check
 
 
 async def coordination(call: Call) -> Reply:
     """The same with workers, for who operates the systems together."""
-    return _told(await checked(call.service.checks, {"database": _database(call), "workers": _workers(call)}))
+    return _told(await checked(call.service, {**_ours(call, True), "workers": _workers(call)}))
+
+
+def _ours(call: Call, apart: bool) -> dict[str, Awaitable[str]]:
+    """Our own checks; `apart`: also how tenants are kept apart."""
+    found: dict[str, Awaitable[str]] = {"database": _database(call)}
+    if call.service.worker is not None:
+        found["worker"] = _worker(call.service.worker)
+    if apart:
+        found["tenants"] = _tenants(call)
+    return found
 
 
 def _told(checks: tuple[Check, ...]) -> Reply:
@@ -62,34 +78,62 @@ def _told(checks: tuple[Check, ...]) -> Reply:
     return Reply(Health("ok" if well else "unavailable", checks), 200 if well else 503, {} if well else {"Retry-After": "5"})
 
 
-async def checked(others: Mapping[str, Asking], ours: Mapping[str, Awaitable[str]]) -> tuple[Check, ...]:
-    """How each stands, all asked at once, none for longer than `PATIENCE`."""
-    asked: dict[str, Awaitable[object]] = {**ours, **{name: check() for name, check in others.items()}}
-    return tuple(await asyncio.gather(*(_check(name, work) for name, work in asked.items())))
+async def checked(service: Service, ours: Mapping[str, Awaitable[str]]) -> tuple[Check, ...]:
+    """How each stands, all asked at once, none for longer than `PATIENCE`: one that does not heed its cancellation is left behind."""
+    asked: dict[str, Awaitable[object]] = {**ours, **{name: _asked(check) for name, check in service.checks.items()}}
+    tasks = {name: asyncio.ensure_future(work) for name, work in asked.items()}
+    await asyncio.wait(tasks.values(), timeout=PATIENCE)
+    return tuple(_said(service, name, task) for name, task in tasks.items())
 
 
-async def _check(name: str, work: Awaitable[object]) -> Check:
-    try:
-        async with asyncio.timeout(PATIENCE):
-            said = await work
-    except TimeoutError:
+async def _asked(check: Asking) -> object:
+    return await check()
+
+
+def _said(service: Service, name: str, task: asyncio.Future[object]) -> Check:
+    if not task.done():
+        service.abandon(task)
         return Check(name, False, f"it did not answer within {PATIENCE:g} s")
-    except Exception as error:  # whatever a check raises is its answer
-        return Check(name, False, (str(error) or type(error).__name__)[:500])
+    if task.cancelled():
+        return Check(name, False, "it was cancelled")
+    error = task.exception()
+    if error is not None:  # whatever a check raises is its answer
+        why = error.detail if isinstance(error, Problem) else str(error)
+        return Check(name, False, (why or type(error).__name__)[:500])
+    said = task.result()
     return Check(name, True, said if isinstance(said, str) else "")
 
 
 async def _database(call: Call) -> str:
     try:
         async with (await call.service.store()).connection() as connection:
-            await connection.fetchval("select 1")
+            # A neighbour that is being replaced may have brought other functions: they serve both, and this one stays ready.
+            pending = [name for name in await pending_migrations(connection) if name != FUNCTIONS]
     except StoreError as error:
         raise Problem(503, "not available", error.problem) from None
     except Exception as error:
         if lost(error):
             raise Problem(503, "not available", "the database does not answer") from None
         raise
+    if pending:
+        raise Problem(503, "not available", f"it lacks {', '.join(pending[:3])}: run `flowdsl migrate`")
     return ""
+
+
+async def _worker(worker: Worker) -> str:
+    """Whether the worker of this process takes on work."""
+    why = worker.trouble
+    if why is not None:
+        raise Problem(503, "not available", why)
+    return ""
+
+
+async def _tenants(call: Call) -> str:
+    """How tenants are kept apart. By the conditions of our statements alone is well, unless the settings require more."""
+    why = await not_apart(await call.service.store())
+    if why is not None and call.service.settings.require_row_level_security:
+        raise Problem(503, "not available", f"row-level security is required, and {why}")
+    return "kept apart by row-level security" if why is None else f"kept apart by conditions alone: {why}"
 
 
 async def _workers(call: Call) -> str:

@@ -10,9 +10,10 @@ from flowdsl.errors import DefinitionError, NotFound, StoreError
 from flowdsl.journal import codecs_of
 from flowdsl.postgres import looking, scheduling
 from flowdsl.postgres.audit import verify
+from flowdsl.postgres.looking import Place
 from flowdsl.postgres.schedules import Fired
 from flowdsl.schedule import Schedule
-from flowdsl.service.executions import aware, cursor, limited, placed
+from flowdsl.service.executions import aware, cursor, limited, page_of, placed
 from flowdsl.service.problem import Problem, invalid
 from flowdsl.service.route import Call, Reply, Route
 from flowdsl.service.starting import named
@@ -32,7 +33,6 @@ from flowdsl.service.wire import (
     Schedules,
     Span,
     audit_of,
-    facts_of,
     schedule_of,
 )
 
@@ -41,16 +41,19 @@ from flowdsl.service.wire import (
 
 @frozen
 class DeadQuery:
-    """Of which workflow, and how many."""
+    """Of which workflow; which page, and how long."""
 
     workflow: str | None = None
+    cursor: str | None = None
     limit: int | None = None
 
 
 async def dead(call: Call) -> Executions:
     """Those that failed or are blocked, and that nobody retried or discarded."""
-    found = await call.operator.dead(workflow=call.query.workflow, limit=limited(call, call.query.limit))
-    return Executions(tuple(map(facts_of, found)), None)
+    most, place = limited(call, call.query.limit), placed(Place, call.query.cursor)
+    after = None if place is None else (place.started, place.id)
+    found = await call.operator.dead(workflow=call.query.workflow, limit=most + 1, after=after)
+    return page_of(found, most)
 
 
 async def dead_retry(call: Call) -> Retried:

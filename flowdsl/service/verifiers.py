@@ -101,7 +101,7 @@ class Signed:
         try:
             return str(self.delivery(json.loads(body)))
         except Exception as error:
-            raise Forged(f"signed, and yet it names no delivery: {type(error).__name__}: {error}") from error
+            raise Forged(f"signed, and yet it names no delivery ({type(error).__name__})") from error
 
     def _sign(self, secret: str, body: bytes) -> bytes:
         return f"{self.prefix}{hmac.new(secret.encode(), body, self.algorithm).hexdigest()}".encode()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 import structlog
@@ -22,7 +22,7 @@ from flowdsl.definition import Workflow
 from flowdsl.errors import DefinitionError
 from flowdsl.flow import Signal
 from flowdsl.journal import codecs_of
-from flowdsl.postgres.store import NewStart, Store
+from flowdsl.postgres.store import NewStart, Store, reason
 from flowdsl.postgres.webhooks import Received, act, keep
 from flowdsl.service.body import BodyLimits, read
 from flowdsl.service.problem import Problem, busy
@@ -94,11 +94,23 @@ def webhook(name: str, verifier: Verifier, react: Callable[[Delivery], Iterable[
 class Webhooks:
     """The endpoints of a service over one store, and the task that acts on what came."""
 
-    def __init__(self, webhooks: Sequence[Webhook], store: Store, limits: BodyLimits, *, poll: float = 1.0) -> None:
+    def __init__(
+        self,
+        webhooks: Sequence[Webhook],
+        store: Store,
+        limits: BodyLimits,
+        *,
+        poll: float = 1.0,
+        told: Callable[[str, str], None] | None = None,
+        store_of: Callable[[str], Awaitable[Store]] | None = None,
+    ) -> None:
+        """`told`: hears of each endpoint what became of a delivery. `store_of`: the store as a tenant sees it, for what is done in its name."""
         self._known = {webhook.name: webhook for webhook in webhooks}
         if len(self._known) < len(webhooks):
             raise DefinitionError("webhooks", "two of them have one name", "Give each endpoint a name of its own")
         self._store, self._limits, self._poll = store, limits, poll
+        self._told = told or _to_nobody
+        self._store_of = store_of or self._whole
         self._came = asyncio.Event()
 
     @property
@@ -114,15 +126,18 @@ class Webhooks:
             try:
                 delivery = webhook.verifier.verify(body, request.headers)
             except Forged as error:
+                self._told(webhook.name, "refused")
                 log.warning("webhook.refused", endpoint=webhook.name, reason=str(error), address=request.client.host if request.client else None)
                 return Problem(401, "not signed", "The signature does not fit this endpoint").response()
             try:
-                new = await keep(self._store, webhook.tenant, webhook.name, delivery, body)
+                new = await keep(await self._store_of(webhook.tenant), webhook.tenant, webhook.name, delivery, body)
             except Exception as error:
-                log.error("webhook.not_stored", endpoint=webhook.name, error=str(error) or type(error).__name__)
+                self._told(webhook.name, "not stored")
+                log.error("webhook.not_stored", endpoint=webhook.name, error=reason(error))
                 raise busy("it could not be stored: deliver it again") from error
         except Problem as problem:
             return problem.response()
+        self._told(webhook.name, "new" if new else "duplicate")
         self._came.set()
         return JSONResponse({"received": True, "duplicate": not new})
 
@@ -132,7 +147,7 @@ class Webhooks:
             try:
                 found = await act(self._store, list(self._known), self._act)
             except Exception as error:
-                log.warning("webhooks.away", error=str(error) or type(error).__name__)
+                log.warning("webhooks.away", error=reason(error))
                 found = 0
             if not found:
                 try:
@@ -148,18 +163,24 @@ class Webhooks:
         outcomes = [await self._react(came, index, reaction) for index, reaction in enumerate(reactions)]
         return "; ".join(outcomes) or "nothing to do"
 
+    async def _whole(self, tenant: str) -> Store:
+        return self._store
+
     async def _react(self, came: Received, index: int, reaction: Reaction) -> str:
-        own = f"webhook {came.endpoint} {came.delivery} {index}"
+        own, store = f"webhook {came.endpoint} {came.delivery} {index}", await self._store_of(came.tenant)
         if isinstance(reaction, Telling):
             body = codec(reaction.signal.payload).encode(reaction.payload)
-            sent = await self._store.send(came.tenant, reaction.to, "signal", reaction.signal.name, body, own)
+            sent = await store.send(came.tenant, reaction.to, "signal", reaction.signal.name, body, own)
             return f"signal {reaction.signal.name} to {reaction.to}: {sent}"
         workflow = reaction.workflow
         key = reaction.key or (workflow.key_of(reaction.request) if workflow.key is not None else own)
         body = codecs_of(workflow).request.encode(reaction.request)
         wish = NewStart(new_id(), came.tenant, workflow.name, workflow.version, "", key, workflow.reuse, body)
-        (started,) = await self._store.start([wish])
+        (started,) = await store.start([wish])
         return f"{workflow.name} {started.id}: {started.outcome}"
+
+
+def _to_nobody(endpoint: str, verdict: str) -> None: ...
 
 
 __all__ = ["Delivery", "Reaction", "Webhook", "Webhooks", "send", "start", "webhook"]

@@ -246,9 +246,10 @@ class UnmatchedSignal:
 
 @frozen
 class Unmatched:
-    """Signals that nobody has waited for yet, newest first."""
+    """A page of signals that nobody has waited for yet, newest first. `next`: the cursor of the next page, if there is one."""
 
     signals: tuple[UnmatchedSignal, ...]
+    next: str | None
 
 
 # Dead letters

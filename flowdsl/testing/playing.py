@@ -101,6 +101,8 @@ class Cancel:
     number: int
     """Of an entry its kind, of an attempt how many were heard of before."""
     what: str = field(default="", eq=False)
+    again: int = 0
+    """Of an attempt: how many before it were cut short since, and not heard of."""
 
     def __str__(self) -> str:
         return f"cancel {'after' if self.when == 'recorded' else 'during'} {self.what.rpartition('.')[2] or self.step}"
@@ -115,6 +117,8 @@ class Plan:
     cancel_at: int | None = None
     kindly: bool = True
     """Whether no crash happens that the policies turn into a defect."""
+    settled: bool = False
+    """Whether it has been found which these are: what more is decided meanwhile must not change it."""
 
 
 @define(eq=False)
@@ -127,12 +131,13 @@ class Book:
     payloads: Mapping[str, Any]
     temper: Temper
     told: dict[tuple[str, int], tuple[str, Reply]] = field(factory=dict[tuple[str, int], tuple[str, Reply]])
-    """By idempotency key and number of replies heard before: the activity's name, and its reply."""
+    """By place and number of replies heard before: the activity's name, and its reply."""
     arrivals: dict[str, Arrival | None] = field(factory=dict[str, Arrival | None])
     """By what they answer: the wait, the look, or the beginning."""
 
     def reply(self, key: str, heard: int, activity: Activity[Any, Any, Any], number: int, moment: Moment, *, backed: bool) -> Reply:
         """The reply to an attempt. One whose answer was lost is told the same again: it is the same request, under the same key."""
+        key = place(key, activity)
         found = self.told.get((key, heard))
         if found is None:
             done = any(self.told[key, before][1].acts for before in range(heard) if (key, before) in self.told)
@@ -158,6 +163,11 @@ class Book:
     def forget(self, activity: str) -> None:
         """What was decided of an activity does not count."""
         self.told = {key: told for key, told in self.told.items() if told[0] != activity}
+
+
+def place(key: str, activity: Activity[Any, Any, Any]) -> str:
+    """Where a reply belongs: in runs of one world that part after a crash, other activities may have the same idempotency key."""
+    return f"{key} {activity.name}"
 
 
 # The run
@@ -197,6 +207,7 @@ class Played(Memory):
         """When it could have been cancelled."""
         self._attempts = 0
         self._heard: Counter[str] = Counter()
+        self._made: Counter[tuple[str, int]] = Counter()
         self._sent: set[str] = set()
         self._calls: dict[str, tuple[Activity[Any, Any, Any], int, datetime]] = {}
         self.root = ""
@@ -249,7 +260,9 @@ class Played(Memory):
             ending, takes = self._timed_out(attempt)
         elif ending is None or reply.exit is not None:
             ending = returned(activity, reply.exit)
-        if self._cancels("called", key.partition("/")[0], key.partition("/")[2], heard, activity.name):
+        again = self._made[key, heard]
+        self._made[key, heard] += 1
+        if self._cancels("called", key.partition("/")[0], key.partition("/")[2], heard, activity.name, again=again):
             takes = max(takes, timedelta(microseconds=1))  # so that the cancellation comes first
         return ending, takes
 
@@ -311,7 +324,7 @@ class Played(Memory):
         first = self.entries + 1 if when == "before" else self.entries - len(entries) + 1
         for number, entry in enumerate(entries, first):
             crash = Crash(number, when == "before", _named(entry))
-            if crash in self.plan.crashes and crash not in self.struck and not (self.plan.kindly and self._fatal()):
+            if crash in self.plan.crashes and crash not in self.struck and not (self.plan.kindly and not self.plan.settled and self._fatal()):
                 self.struck.add(crash)
                 return True
         return False
@@ -319,12 +332,12 @@ class Played(Memory):
     def _fatal(self) -> bool:
         """Whether a crash now takes an attempt too many from an activity that does not expect it: one whose end is not recorded yet."""
         calls = {**self._calls, **{key: (activity, number, began) for key, activity, number, began in self._out()}}
-        return any(_last(activity, number + self._decided(key) - 1, began, self.now) for key, (activity, number, began) in calls.items())
+        return any(_last(activity, number + self._decided(key, activity) - 1, began, self.now) for key, (activity, number, began) in calls.items())
 
-    def _decided(self, key: str) -> int:
+    def _decided(self, key: str, activity: Activity[Any, Any, Any]) -> int:
         """How many more attempts it takes to hear all that has been decided, the next one included."""
         heard = self._heard[key]
-        return max(1, sum(number >= heard for other, number in self.book.told if other == key))
+        return max(1, sum(number >= heard for other, number in self.book.told if other == place(key, activity)))
 
     def _out(self) -> Iterator[tuple[str, Activity[Any, Any, Any], int, datetime]]:
         """The attempts that are under way, or about to be: who takes over cannot tell which. Each with its number, and when its activity began."""
@@ -348,12 +361,14 @@ class Played(Memory):
         self._calls = {key: call for key, call in self._calls.items() if not key.startswith(id) or key.partition("/")[2] in pending}
         self.cut = self.cut or self.entries >= ENTRIES
 
-    def _cancels(self, when: Literal["recorded", "called"], id: str, step: str, number: int, what: str, among: Iterable[Entry] = ()) -> bool:
+    def _cancels(
+        self, when: Literal["recorded", "called"], id: str, step: str, number: int, what: str, among: Iterable[Entry] = (), again: int = 0
+    ) -> bool:
         """Whether the cancellation comes now; then it is on its way."""
         if self.cancelled is not None:
             return False
         self.moments += 1
-        here = Cancel(when, id, step, number, what)
+        here = Cancel(when, id, step, number, what, again)
         if self.plan.cancel is not None:
             if self.plan.cancel not in (here, *(Cancel(when, id, entry.step, entry.kind) for entry in among)):
                 return False

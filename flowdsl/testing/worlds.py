@@ -82,7 +82,7 @@ class World(Generic[I, A, E]):
     def run(self) -> Run:
         """The run of the workflow in this world: the same each time. An `AssertionError` in the model is raised here."""
         played = self._waiting or self._play()
-        self._waiting = None
+        self._waiting, self._plan = None, evolve(self._plan, crashes=frozenset(played.struck), settled=True) if self._plan.kindly else self._plan
         self._runs += 1
         self.model, self.entries, self.cut = played.model, played.entries, played.cut
         run = played.look(played.root)
@@ -102,7 +102,7 @@ class World(Generic[I, A, E]):
         """Runs it once, so that all is decided; `run()` gives that run."""
         self._plan = plan or self._plan
         played = self._waiting = self._play()
-        self._plan = evolve(self._plan, crashes=frozenset(played.struck), cancel=played.cancelled, cancel_at=None)
+        self._plan = evolve(self._plan, crashes=frozenset(played.struck), cancel=played.cancelled, cancel_at=None, settled=True)
         return played
 
     # Others like it
@@ -130,7 +130,7 @@ class World(Generic[I, A, E]):
 
     def with_cancel(self, cancel: Cancel | None) -> World[I, A, E]:
         """The same world, cancelled at that moment."""
-        return self._with(evolve(self._plan, cancel=cancel))
+        return self._with(evolve(self._plan, cancel=cancel, settled=False))
 
     def _with(self, plan: Plan) -> World[I, A, E]:
         return World(self.workflow, self.request, self._book, plan, self._make)

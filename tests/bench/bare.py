@@ -1,6 +1,6 @@
-"""The physical limit: one connection, one writer, group commit of rows as wide as ours. Each flow waits for its row's commit.
+"""The physical limits: rows as wide as ours, no engine, no fence. Each flow waits for its row's commit.
 
-No engine, no fence."""
+One connection with one writer that commits what came together; or a connection each, with a commit for every row."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import asyncio
 import json
 import uuid
 from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from importlib.metadata import version
 from typing import Any
 
 import asyncpg
 
-from tests.bench.measured import Sample, Watch, lanes
+from tests.bench.measured import Figures, Sample, Watch, lanes
 from tests.bench.subject import FILLER
 
 TABLES = """
@@ -78,7 +80,7 @@ async def measure(dsn: str, watcher: Any, in_flight: int, seconds: float, *, flo
         if flows:
             await writer.put("begun", flow, 0, b"10")
         for seq in range(steps):
-            await writer.put("row", flow, seq, json.dumps({"i": seq, "ok": True, "data": FILLER}).encode())
+            await writer.put("row", flow, seq, _body(seq))
         if flows:
             await writer.put("ended", flow, 0, b'{"success":10}')
 
@@ -90,3 +92,111 @@ async def measure(dsn: str, watcher: Any, in_flight: int, seconds: float, *, flo
         await asyncio.gather(writing, return_exceptions=True)
         await connection.execute("truncate bare_rows, bare_flows")
         await connection.close()
+
+
+class Rows:
+    """Group commit of rows alone."""
+
+    flows = False
+
+    def __init__(self, dsn: str) -> None:
+        self._dsn = dsn
+        self._watcher: Any = None
+
+    async def begin(self) -> str:
+        self._watcher = await asyncpg.connect(self._dsn)
+        return version("asyncpg")
+
+    async def seq(self, in_flight: int, seconds: float) -> Figures:
+        return (await measure(self._dsn, self._watcher, in_flight, seconds, flows=self.flows)).figures(seconds)
+
+    async def fanout(self, count: int, _: float) -> Figures:
+        """One flow's rows, all at once."""
+        flow = uuid.uuid4()
+        return await self._written(count, lambda writer: [writer.put("row", flow, seq, _body(seq)) for seq in range(count)])
+
+    async def _written(self, count: int, put: Callable[[Writer], Sequence[Awaitable[None]]]) -> Figures:
+        connection = await asyncpg.connect(self._dsn, server_settings={"jit": "off"})
+        await connection.execute(TABLES)
+        writer = Writer(connection)
+        writing = asyncio.create_task(writer.write())
+        await writer.put("row", uuid.uuid4(), 0, b"1")
+
+        async def work() -> None:
+            await asyncio.gather(*put(writer))
+
+        found = await Watch(self._watcher, int).over(count, work())
+        writing.cancel()
+        await asyncio.gather(writing, return_exceptions=True)
+        await connection.execute("truncate bare_rows, bare_flows")
+        await connection.close()
+        return found
+
+
+class Ends(Rows):
+    """The same with a start row and a finish update for each flow."""
+
+    flows = True
+
+    async def children(self, count: int, _: float) -> Figures:
+        """As many flows of one row as there are children, all begun at once."""
+
+        async def one(writer: Writer, number: int) -> None:
+            flow = uuid.uuid4()
+            await writer.put("begun", flow, 0, b"1")
+            await writer.put("row", flow, 0, _body(number))
+            await writer.put("ended", flow, 0, b'{"success":1}')
+
+        return await self._written(count, lambda writer: [one(writer, number) for number in range(count)])
+
+    async def storm(self, count: int, seconds: float) -> Figures:
+        return await self.children(count, seconds)
+
+
+class Single:
+    """A commit for every row, as pgbench does: a connection for each flow, 32 at most."""
+
+    def __init__(self, dsn: str) -> None:
+        self._dsn = dsn
+        self._watcher: Any = None
+
+    async def begin(self) -> str:
+        self._watcher = await asyncpg.connect(self._dsn)
+        return version("asyncpg")
+
+    async def seq(self, in_flight: int, seconds: float) -> Figures:
+        connections = [await asyncpg.connect(self._dsn, server_settings={"jit": "off"}) for _ in range(min(in_flight, 32))]
+        await connections[0].execute(TABLES)
+        free: asyncio.Queue[Any] = asyncio.Queue()
+        for connection in connections:
+            free.put_nowait(await connection.prepare("insert into bare_rows values ($1, $2, 1, $3, $4)"))
+        made = 0
+
+        async def one(steps: int) -> None:
+            nonlocal made
+            flow = uuid.uuid4()
+            for seq in range(steps):
+                insert = await free.get()
+                await insert.fetch(flow, seq, LABEL, _body(seq))
+                free.put_nowait(insert)
+                made += 1
+
+        sample = await lanes(in_flight, one, Watch(self._watcher, lambda: made).window("single", in_flight, seconds))
+        for connection in connections:
+            await connection.close()
+        await self._watcher.execute("truncate bare_rows")
+        return sample.figures(seconds, total=made)
+
+    async def cold(self, steps: int, _: float) -> Figures:
+        """A connection, and a row for each step."""
+        connection = await asyncpg.connect(self._dsn)
+        await connection.execute(TABLES)
+        flow = uuid.uuid4()
+        for seq in range(steps):
+            await connection.execute("insert into bare_rows values ($1, $2, 1, $3, $4)", flow, seq, LABEL, _body(seq))
+        await connection.close()
+        return Figures(steps, 0.0)
+
+
+def _body(seq: int) -> bytes:
+    return json.dumps({"i": seq, "ok": True, "data": FILLER}).encode()

@@ -1,4 +1,4 @@
-"""A window of time over work that goes on: steps, wall time, CPU of this process and of the server's backends, WAL."""
+"""A window of time over work that goes on, or the time that some work takes: wall clock, CPU of this process and of the server's backends, WAL."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from attrs import asdict, frozen
+from attrs import asdict, field, frozen
 
 RAMP = 0.2
 """Seconds of work before a window begins."""
@@ -31,6 +31,28 @@ class Sample:
     def plain(self) -> dict[str, Any]:
         return asdict(self)
 
+    def figures(self, seconds: float, **more: float) -> Figures:
+        return Figures(round(self.steps_per_s * seconds), seconds, self.client_us, self.server_us, self.wal_bytes, dict(more))
+
+
+@frozen
+class Figures:
+    """What one measurement found: so many of a workload's units in so many seconds. What could not be measured is None."""
+
+    count: int
+    seconds: float
+    client_us: float | None = None
+    """CPU of the process, a unit."""
+    server_us: float | None = None
+    """CPU of the backends that lived through it, a unit."""
+    wal_bytes: float | None = None
+    """WAL, a unit."""
+    more: dict[str, float] = field(factory=dict[str, float])
+    """What else this workload says."""
+
+    def plain(self) -> dict[str, Any]:
+        return asdict(self)
+
 
 @frozen
 class Reading:
@@ -38,14 +60,68 @@ class Reading:
     wall: float
     client: float
     backends: dict[int, float]
-    wal: int
+    wal: int | None
+
+    def server_until(self, later: Reading) -> float | None:
+        """CPU seconds of the backends that were there at both times."""
+        stayed = self.backends.keys() & later.backends.keys()
+        return sum(later.backends[pid] - self.backends[pid] for pid in stayed) if stayed else None
+
+    def wal_until(self, later: Reading) -> int | None:
+        return None if self.wal is None or later.wal is None else later.wal - self.wal
 
 
-class Watch:
-    """Reads all clocks; `connection` sees the database that is measured, and does no work of its own meanwhile."""
+class Span:
+    """Reads the clocks of this process."""
+
+    def __init__(self, count: Callable[[], int]) -> None:
+        self._count = count
+
+    async def read(self) -> Reading:
+        return Reading(self._count(), time.perf_counter(), time.process_time(), {}, None)
+
+    async def over(self, count: int, work: Awaitable[object], **more: float) -> Figures:
+        """What a piece of work takes that does so many units."""
+        a = await self.read()
+        await work
+        b = await self.read()
+        server, wal = a.server_until(b), a.wal_until(b)
+        return Figures(
+            count,
+            b.wall - a.wall,
+            (b.client - a.client) / count * 1e6,
+            None if server is None else server / count * 1e6,
+            None if wal is None else wal / count,
+            dict(more),
+        )
+
+    async def window(self, what: str, in_flight: int, seconds: float, *, above: int = 0) -> Sample:
+        """One window, once each of the `in_flight` has made a step beyond `above`."""
+        patience = time.perf_counter() + 30
+        while self._count() < above + in_flight and time.perf_counter() < patience:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(RAMP)
+        a = await self.read()
+        await asyncio.sleep(seconds)
+        b = await self.read()
+        steps = max(1, b.count - a.count)
+        server, wal = a.server_until(b), a.wal_until(b)
+        return Sample(
+            what,
+            in_flight,
+            steps / (b.wall - a.wall),
+            (b.client - a.client) / steps * 1e6,
+            None if server is None else server / steps * 1e6,
+            None if wal is None else wal / steps,
+        )
+
+
+class Watch(Span):
+    """Reads the database's too; `connection` sees the one that is measured, and does no work of its own meanwhile."""
 
     def __init__(self, connection: Any, count: Callable[[], int]) -> None:
-        self._connection, self._count = connection, count
+        super().__init__(count)
+        self._connection = connection
 
     async def read(self) -> Reading:
         wal, pids = await self._connection.fetchrow(
@@ -54,27 +130,6 @@ class Watch:
         )
         backends = {pid: used for pid in pids if (used := backend_cpu(pid)) is not None}
         return Reading(self._count(), time.perf_counter(), time.process_time(), backends, wal)
-
-    async def window(self, what: str, in_flight: int, seconds: float) -> Sample:
-        """One window, once each of the `in_flight` has made a step."""
-        patience = time.perf_counter() + 10
-        while self._count() < in_flight and time.perf_counter() < patience:
-            await asyncio.sleep(0.01)
-        await asyncio.sleep(RAMP)
-        a = await self.read()
-        await asyncio.sleep(seconds)
-        b = await self.read()
-        steps = max(1, b.count - a.count)
-        stayed = a.backends.keys() & b.backends.keys()
-        server = sum(b.backends[pid] - a.backends[pid] for pid in stayed) if stayed else None
-        return Sample(
-            what,
-            in_flight,
-            steps / (b.wall - a.wall),
-            (b.client - a.client) / steps * 1e6,
-            None if server is None else server / steps * 1e6,
-            (b.wal - a.wal) / steps,
-        )
 
 
 def backend_cpu(pid: int) -> float | None:

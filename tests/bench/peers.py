@@ -1,53 +1,221 @@
-"""Other engines, each in a process of its own."""
+"""Who takes part, each in a process of its own that is frozen while another is measured; and who could not, with the reason."""
 
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import shutil
+import signal
 import sys
+import tempfile
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import psutil
+from attrs import frozen
 
-class Dbos:
-    """The peer, in a process of its own; idle between its windows."""
+from tests.bench.measured import Figures
 
-    def __init__(self, process: Any) -> None:
-        self._process = process
+ROOT = Path(__file__).resolve().parents[2]
+PATIENCE = 400.0
+"""Seconds until an answer is given up."""
+
+
+@frozen
+class Party:
+    """Somebody who is measured. `database`: those who share one are never there at a time."""
+
+    name: str
+    title: str
+    database: str
+    needs: tuple[str, ...] = ()
+    """Modules."""
+    programs: tuple[str, ...] = ()
+    """On PATH."""
+
+    def missing(self) -> str | None:
+        """Why it cannot take part, and what to do about it."""
+        lacking = [name for name in self.programs if shutil.which(name) is None]
+        if lacking:
+            return f"{self.title} is left out: no `{'` or `'.join(lacking)}` on PATH"
+        lacking = [name for name in self.needs if find_spec(name) is None]
+        if not lacking:
+            return None
+        remedy = f"pip install {' '.join(_PACKAGES.get(name, name) for name in lacking)}" if self.programs else 'pip install "flowdsl[bench]"'
+        return f"{self.title} is left out: {remedy}"
+
+
+_PACKAGES = {"restate": "restate-sdk"}
+PARTIES = {
+    one.name: one
+    for one in (
+        Party("ours", "flowdsl", "ours"),
+        Party("bare", "group commit", "limits"),
+        Party("ends", "group commit, starts and ends too", "limits"),
+        Party("single", "a commit a row", "limits"),
+        Party("client", "a client without a journal", "limits"),
+        Party("dbos", "DBOS", "dbos", ("dbos",)),
+        Party("absurd", "Absurd", "absurd", ("absurd_sdk", "absurdctl", "psycopg")),
+        Party("absurd8", "Absurd, 8 workers", "absurd", ("absurd_sdk", "absurdctl", "psycopg")),
+        Party("temporal", "Temporal's dev server", "temporal", ("temporalio",), ("temporal",)),
+        Party("restate", "Restate", "restate", ("restate", "hypercorn", "aiohttp"), ("restate-server",)),
+    )
+}
+OURS, LIMITS = "ours", ("bare", "ends", "single", "client")
+PEERS = tuple(name for name in PARTIES if name not in (OURS, *LIMITS))
+
+
+class Silent(Exception):
+    """Somebody did not answer, or answered with an error."""
+
+
+class Entrant:
+    """A process of `tests.bench.entrant`."""
+
+    def __init__(self, name: str, process: Any, log: Any) -> None:
+        self.name = name
+        self.version = ""
+        self._process, self._log = process, log
 
     @classmethod
-    async def begin(cls, dsn: str) -> Dbos:
+    async def begin(cls, name: str, dsn: str, folder: str | None = None) -> Entrant:
+        """Raises `Silent` with its last words when it does not come up. `folder`: for what it leaves on disk."""
+        log = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the process
         process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "tests.bench.peer_dbos",
-            dsn,
-            cwd=Path(__file__).parent.parent.parent,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-        )
-        return cls(process)
-
-    async def ready(self) -> bool:
-        """Whether it came up."""
+            sys.executable, "-m", "tests.bench.entrant", name, dsn,
+            cwd=ROOT, env=os.environ if folder is None else {**os.environ, "TMPDIR": folder},
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log,
+        )  # fmt: skip
+        entrant = cls(name, process, log)
         try:
-            return bool(await self._line("ready"))
-        except (RuntimeError, TimeoutError):
-            return False
+            entrant.version = (await entrant._answer())["ready"]
+        except BaseException:
+            await entrant.end()
+            raise
+        return entrant
 
-    async def window(self, in_flight: int, seconds: float) -> str:
-        self._process.stdin.write(f"{in_flight} {seconds}\n".encode())
-        return await self._line("{")
+    async def measured(self, do: str, size: int, seconds: float) -> Figures:
+        self.go_on()
+        self._process.stdin.write(json.dumps({"do": do, "size": size, "seconds": seconds}).encode() + b"\n")
+        facts = await self._answer()
+        facts.pop("bench")
+        return Figures(**facts)
+
+    def freeze(self) -> None:
+        """So that what it does when it is idle costs the others nothing; with it a server that it has started."""
+        self._tell(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        self._tell(signal.SIGCONT)
+
+    def _tell(self, number: int) -> None:
+        with suppress(psutil.NoSuchProcess):
+            own = psutil.Process(self._process.pid)
+            for process in (*own.children(recursive=True), own):
+                with suppress(psutil.NoSuchProcess):
+                    process.send_signal(number)
+
+    async def died(self) -> None:
+        """Waits until it was killed, as it was told to be."""
+        async with asyncio.timeout(PATIENCE):
+            code = await self._process.wait()
+        if code != -signal.SIGKILL:
+            raise Silent(f"{PARTIES[self.name].title} was to be killed and ended with {code}: {self._last_words()}")
 
     async def end(self) -> None:
         if self._process.returncode is None:
-            self._process.kill()
+            self._tell(signal.SIGKILL)
         await self._process.wait()
 
-    async def _line(self, beginning: str) -> str:
-        """The next line that begins so; what else it prints is its log."""
-        async with asyncio.timeout(120):
-            while data := await self._process.stdout.readline():
-                text = str(data.decode())
-                if text.startswith(beginning):
-                    return text
-        raise RuntimeError("DBOS ended before it answered; its own message stands above")
+    async def _answer(self) -> dict[str, Any]:
+        try:
+            async with asyncio.timeout(PATIENCE):
+                while line := await self._process.stdout.readline():
+                    if not line.startswith(b'{"bench"'):
+                        continue  # what else it prints is its log
+                    facts: dict[str, Any] = json.loads(line)
+                    if "error" in facts:
+                        raise Silent(f"{PARTIES[self.name].title}: {facts['error']}")
+                    return facts
+        except TimeoutError:
+            raise Silent(f"{PARTIES[self.name].title} did not answer within {PATIENCE:.0f} s") from None
+        raise Silent(f"{PARTIES[self.name].title} ended before it answered: {self._last_words()}")
+
+    async def die(self, do: str, size: int) -> None:
+        self._process.stdin.write(json.dumps({"do": do, "size": size, "seconds": 0}).encode() + b"\n")
+        await self.died()
+
+    def _last_words(self) -> str:
+        size = os.fstat(self._log.fileno()).st_size
+        self._log.seek(max(0, size - 2000))
+        lines = self._log.read().decode(errors="replace").strip().splitlines()
+        return lines[-1] if lines else "it said nothing"
+
+
+class Field:
+    """All who take part, over one server; each comes when it is first asked."""
+
+    def __init__(self, dsns: dict[str, str], folder: str) -> None:
+        self._dsns, self._folder = dsns, folder
+        self._there: dict[str, Entrant] = {}
+        self.versions: dict[str, str] = {}
+
+    async def measured(self, name: str, do: str, size: int, seconds: float) -> Figures:
+        entrant = self._there.get(name)
+        if entrant is None:
+            entrant = self._there[name] = await self._begin(name)
+        try:
+            found = await entrant.measured(do, size, seconds)
+        except Silent:
+            del self._there[name]
+            await entrant.end()
+            raise
+        entrant.freeze()
+        return found
+
+    async def cold(self, name: str, steps: int) -> Figures:
+        """From the start of a process to its first result."""
+        begun = time.perf_counter()
+        entrant = await self._begin(name)
+        try:
+            await entrant.measured("cold", steps, 0)
+            return Figures(1, time.perf_counter() - begun)
+        finally:
+            await entrant.end()
+
+    async def killed(self, name: str, steps: int) -> Figures:
+        """A process is killed in an execution of so many steps; another goes on."""
+        victim = await self._begin(name)
+        try:
+            await victim.die("die", steps)
+        finally:
+            await victim.end()
+        successor = await self._begin(name)
+        try:
+            return await successor.measured("resume", steps, 0)
+        finally:
+            await successor.end()
+
+    async def _begin(self, name: str) -> Entrant:
+        entrant = await Entrant.begin(name, self._dsns[PARTIES[name].database], self._folder)
+        self.versions[name] = entrant.version
+        return entrant
+
+    async def end(self) -> None:
+        for entrant in self._there.values():
+            await entrant.end()
+
+
+@asynccontextmanager
+async def field(dsns: dict[str, str]) -> AsyncGenerator[Field]:
+    with tempfile.TemporaryDirectory(prefix="flowdsl-bench-", ignore_cleanup_errors=True) as folder:
+        found = Field(dsns, folder)
+        try:
+            yield found
+        finally:
+            await found.end()

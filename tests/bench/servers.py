@@ -1,31 +1,57 @@
-"""Where to measure: a server that is named, or the embedded one; in databases of our own beside its others, dropped at the end."""
+"""Where to measure: a server that is named, or one of our own for this run; in databases beside its others, dropped at the end."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+import shutil
+import socket
+import tempfile
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from flowdsl.postgres import embedded
 from flowdsl.postgres.store import connect
 
-SETTINGS = ("server_version", "fsync", "synchronous_commit", "full_page_writes", "shared_buffers", "wal_sync_method", "commit_delay")
+SETTINGS = (
+    "server_version",
+    "fsync",
+    "synchronous_commit",
+    "full_page_writes",
+    "wal_sync_method",
+    "wal_level",
+    "shared_buffers",
+    "max_wal_size",
+    "commit_delay",
+)
+DURABLE = ("fsync", "synchronous_commit", "full_page_writes")
 
 
 @asynccontextmanager
-async def server(url: str | None) -> AsyncIterator[str]:
-    """Its address. The embedded one runs with durable settings."""
+async def server(url: str | None) -> AsyncGenerator[str]:
+    """Its address. One of our own is the embedded Postgres with durable settings and a folder of its own, so nobody else is on it."""
     if url is not None:
         yield url
         return
-    with await asyncio.to_thread(embedded.start, durable=True) as started:
-        yield started.dsn
+    folder = _folder()
+    try:
+        with await asyncio.to_thread(embedded.start, folder, durable=True) as started:
+            yield started.dsn
+    finally:
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+
+def _folder() -> Path:
+    """FLOWDSL_BENCH_DIR says where: a disk is wanted, not memory."""
+    folder = Path(tempfile.mkdtemp(prefix="flowdsl-bench-", dir=os.environ.get("FLOWDSL_BENCH_DIR")))
+    folder.chmod(0o755)  # as root the server runs as another
+    return folder
 
 
 @asynccontextmanager
-async def scratch(url: str, kind: str) -> AsyncIterator[str]:
+async def scratch(url: str, kind: str) -> AsyncGenerator[str]:
     """An empty database."""
     name = f"flowdsl_bench_{kind}_{os.getpid()}"
     await _said(url, f"create database {name}")
@@ -33,6 +59,24 @@ async def scratch(url: str, kind: str) -> AsyncIterator[str]:
         yield urlsplit(url)._replace(path=f"/{name}").geturl() if urlsplit(url).netloc else _without_host(url, name)
     finally:
         await _said(url, f"drop database if exists {name} with (force)")
+
+
+@asynccontextmanager
+async def slow_flush(url: str, ms: float) -> AsyncGenerator[None]:
+    """Every flush of the WAL takes so much longer, as on a disk behind a network; for all of the server's sessions, those that are open too.
+
+    Who flushes sleeps first, with the lock that all others need for theirs. Those who come meanwhile are still taken along, which a real disk does
+    not do: whoever commits on many connections at a time is treated better than there.
+    """
+    await _said(url, f"alter system set commit_delay = {round(ms * 1000)}")
+    await _said(url, "alter system set commit_siblings = 0")
+    await _said(url, "select pg_reload_conf()")
+    try:
+        yield
+    finally:
+        await _said(url, "alter system reset commit_delay")
+        await _said(url, "alter system reset commit_siblings")
+        await _said(url, "select pg_reload_conf()")
 
 
 def _without_host(url: str, name: str) -> str:
@@ -51,6 +95,30 @@ async def _said(url: str, statement: str) -> None:
 async def settings(url: str) -> dict[str, str]:
     connection = await connect(url)
     try:
-        return {name: await connection.fetchval(f"show {name}") for name in SETTINGS}
+        found = {name: await connection.fetchval(f"show {name}") for name in SETTINGS}
+        return found | {"disk": disk(await connection.fetchval("show data_directory"))}
     finally:
         await connection.close()
+
+
+def disk(folder: str) -> str:
+    """The kind of file system of a folder on this machine."""
+    best, kind = "", "not on this machine"
+    try:
+        mounts = Path("/proc/mounts").read_text().splitlines()
+    except OSError:
+        return "unknown"
+    if not Path(folder).parent.exists():
+        return kind
+    for line in mounts:
+        _, place, name = line.split()[:3]
+        if (folder + "/").startswith(place.rstrip("/") + "/") and len(place) >= len(best):
+            best, kind = place, name
+    return kind
+
+
+def free_port() -> int:
+    """Of this machine, at this moment."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

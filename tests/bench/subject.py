@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Never
 
 from attrs import frozen
 
-from flowdsl import Deployment, Done, Flow, Next, Result, Round, Steps, Success, activity, bind, do, iterate, workflow
+from flowdsl import Deployment, Done, Flow, Next, Result, Round, Schedule, Steps, Success, activity, bind, do, each, iterate, workflow
 
 STEPS = 10
 """Steps of one workflow."""
@@ -31,6 +31,23 @@ def sequence(steps: int) -> Steps[int, Never]:
     for i in range(steps):
         yield from note(i)
     return steps
+
+
+@workflow("bench.wide")
+def wide(count: int) -> Steps[int, Never]:
+    """That many steps at once."""
+    return len((yield from each(range(count), note, concurrency=max(1, count))))
+
+
+@workflow("bench.child")
+def child(number: int) -> Steps[int, Never]:
+    return (yield from note(number)).i
+
+
+@workflow("bench.parent")
+def parent(count: int) -> Steps[int, Never]:
+    """That many children at once, of one step each."""
+    return len((yield from each(range(count), child.child, concurrency=max(1, count))))
 
 
 @do
@@ -63,8 +80,8 @@ class Ticks:
         self.hook()
         return Success(noted(i))
 
-    def deployment(self) -> Deployment:
+    def deployment(self, schedules: Sequence[Schedule] = ()) -> Deployment:
         async def carried_out(i: int) -> Result[Noted, Never]:
             return await self.note(i)
 
-        return Deployment(workflows=[sequence, loop], bindings=[bind(note, carried_out)])
+        return Deployment(workflows=[sequence, loop, wide, child, parent], bindings=[bind(note, carried_out)], schedules=schedules)

@@ -54,6 +54,9 @@ class Waited:
     """From the first signal until all had ended."""
 
 
+HOW_MANY = f"select count(*) from flowdsl.executions where workflow = '{waiting.name}' and status = '{{}}'"
+
+
 @asynccontextmanager
 async def a_worker(dsn: str) -> AsyncGenerator[psutil.Process]:
     command = [sys.executable, "-m", "flowdsl", "worker", "tests.bench.waiting:deployment"]
@@ -61,20 +64,21 @@ async def a_worker(dsn: str) -> AsyncGenerator[psutil.Process]:
     try:
         yield psutil.Process(worker.pid)
     finally:
-        worker.terminate()
+        if worker.returncode is None:
+            worker.terminate()
         await worker.wait()
 
 
 async def measure(dsn: str, count: int) -> Waited:
     await migrate(dsn)
     async with await Store.open(dsn) as store, a_worker(dsn) as worker:
-        await _until(store, "select count(*) from flowdsl.workers where not gone", 1)
+        await _until(store, "select count(*) from flowdsl.workers where not gone", 1, worker)
         await asyncio.sleep(1)
         idle, began = _mb(worker), time.monotonic()
         ids = [new_id() for _ in range(count)]
         for at in range(0, count, BATCH):
             await store.start([NewStart(id, "default", waiting.name, 1, "", None, "join", b"1") for id in ids[at : at + BATCH]])
-        peak = await _until(store, "select count(*) from flowdsl.executions where status = 'suspended'", count, worker)
+        peak = await _until(store, HOW_MANY.format("suspended"), count, worker)
         started = time.monotonic()
         await asyncio.sleep(1)
         suspended = _mb(worker)
@@ -85,7 +89,7 @@ async def measure(dsn: str, count: int) -> Waited:
         for at in range(0, count, BATCH):
             await store.send_many("default", go_on.name, [(id, b"1", "one") for id in ids[at : at + BATCH]])
         sent = time.monotonic()
-        peak = max(peak, await _until(store, "select count(*) from flowdsl.executions where status = 'succeeded'", count, worker))
+        peak = max(peak, await _until(store, HOW_MANY.format("succeeded"), count, worker))
         ended = time.monotonic()
         return Waited(count, idle, suspended, peak, int(size) / count, started - began, sent - sending, ended - sending)
 
@@ -94,6 +98,8 @@ async def _until(store: Store, query: str, wanted: int, worker: psutil.Process |
     """Waits for a count; gives the worker's highest memory meanwhile."""
     peak, deadline = 0.0, time.monotonic() + 600
     while time.monotonic() < deadline:
+        if worker is not None and (not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE):
+            raise SystemExit("waiting: the worker has ended; `flowdsl worker tests.bench.waiting:deployment` says why")
         found = (await store.again(query))[0][0]
         peak = max(peak, _mb(worker) if worker is not None else 0.0)
         if found >= wanted:

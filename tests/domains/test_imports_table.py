@@ -206,7 +206,8 @@ def test_a_file_has_one_place(url: str) -> None:
     "url",
     [
         "", "shorts.csv", "s3://", "s3://kitchen", "s3://kitchen/", "s3://K/x.csv", "s3://kitchen/a//b", "s3://kitchen/../x", "ftp://h/x", "http://169.254.169.254/x/y",
-        "https://s3.amazonaws.com.example/b/x.csv", "https://s3.amazonaws.com/kitchen/x.csv?X-Amz-Signature=1", "file:x.csv", "file://" + "host/x.csv",
+        "https://s3.amazonaws.com.example/b/x.csv", "https://s3.amazonaws.com/kitchen/x.csv?X-Amz-Signature=1", "file:x.csv",
+        "file://" + "host/x.csv",
         *(f"file://{path}" for path in ("/a/../b.csv", "/a/%2e%2e/b.csv", "/folder/")), "s3://kitchen/a\nb", "https://[bad/x",
     ],
 )  # fmt: skip

@@ -24,3 +24,17 @@ def test_the_demo_ends_with_a_clean_verdict(database: str, faults: str) -> None:
     assert (outcome["missing"], outcome["duplicated"], outcome["stale"]) == (0, 0, 0)
     assert outcome["killed"] == 1
     assert outcome["resumed"] > 0
+
+
+@pytest.mark.skipif(os.environ.get("FLOWDSL_LONG") != "1", reason="FLOWDSL_LONG=1: tests/adapters/test_fullenrich_batches.py is the quick form")
+@pytest.mark.timeout(300)
+def test_the_enrichment_ends_with_a_clean_verdict_by_the_providers_books(database: str) -> None:
+    command = [sys.executable, "-m", "adapters.demo", "enrichment", "--addresses", "60", "--database", database, "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "NO_COLOR": "1"})
+    assert done.returncode == 0, done.stderr
+    outcome = json.loads(done.stdout)
+    found = outcome["verdict"]
+    assert (found["addresses"], found["enriched"] + found["absent"]) == (60, 60)
+    assert (found["paid_twice"], found["asked_twice"], found["lost"], found["processed_twice"], found["wrong"]) == (0, 0, 0, 0, 0)
+    assert "worker while a submission was under way" in outcome["killed"]
+    assert outcome["interrupted"] >= 1

@@ -33,7 +33,7 @@ UPDATE = os.environ.get("FLOWDSL_UPDATE_EXAMPLES")
 
 def pytest_on(folder: Path, workflow: str, python: str = sys.executable) -> subprocess.CompletedProcess[str]:
     """Runs the test of an example as its page says, against one of its two workflows; with a seed, so that a page can show what is printed."""
-    kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR", "LANG") if name in os.environ}  # CI=true makes pytest and Hypothesis say more
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR", "LANG") if name in os.environ}  # CI=true would make them say more
     variables = {**kept, "PYTHONPATH": workflow, "COLUMNS": "150", "PYTHONDONTWRITEBYTECODE": "1"}
     strangers = ["-p", "no:schemathesis", "-p", "no:cacheprovider"]  # the first leaves the world out of what Hypothesis prints; a newcomer has it not
     seeded = [

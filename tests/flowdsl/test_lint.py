@@ -55,6 +55,9 @@ def delete(n: int) -> Result[int, Bad]: ...
 @activity("t.store_page", transactional=True)
 def page(n: int) -> Result[int, Bad]: ...
 
+AFTER_BAD = Retry.constant("1s", on=(Bad,))
+AFTER_ALL = Retry.constant("1s", on=(Bad, Interrupted))
+
 @activity("t.pay", crash="fail")
 def pay(n: int) -> Result[int, Bad | Interrupted]: ...
 
@@ -168,6 +171,7 @@ CASES: list[tuple[str, str, str]] = [
     ("global-state", "yield from read(len(seen))  # <-", "yield from read(KINDS['a'])"),
     ("global-state", "KINDS['b'] = yield from read(1)  # <-", "kinds = dict(KINDS)\nkinds['b'] = yield from read(1)"),
     ("at-most-once", "yield from pay(1).retry(Retry.constant('1s', attempts=3))  # <-", "yield from pay(1).attempt()"),
+    ("at-most-once", "yield from pay(1).retry(AFTER_ALL)  # <-", "yield from pay(1).retry(AFTER_BAD)"),
     ("at-most-once", "yield from pay_often(1)  # <-", "yield from pay_once(1)"),
     ("at-most-once", "yield from pay.using(retry=Retry.constant('1s', attempts=2))(1)  # <-", "yield from read(1).retry(Retry.constant('1s', attempts=3))"),
     ("no-timeout", "return (yield from news.receive())  # <-", "return (yield from news.receive().timeout('1h'))"),

@@ -13,6 +13,7 @@ from flowdsl.activation import Activation, live_entries
 from flowdsl.journal import CHECKPOINT, OPERATOR, Entry
 from flowdsl.postgres import store
 from flowdsl.postgres.deep import look
+from flowdsl.postgres.encryption import exit_of, from_surroundings, request_of
 
 EXITS = (1, 2, 3)
 ENDED = ("succeeded", "failed", "cancelled")
@@ -22,7 +23,7 @@ async def check(connection: asyncpg.Connection, deployment: Deployment) -> list[
     """What is wrong, in words; nothing when all is well. The rows are those of one moment: workers may still be at it."""
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         wrong = await _of_all(connection, deployment)
-    report = await look(connection, deployment, limit=1_000_000)
+    report = await look(connection, deployment, limit=1_000_000, encryption=from_surroundings())
     return wrong + [str(finding) for finding in report.findings]
 
 
@@ -68,8 +69,14 @@ async def of_execution(connection: Any, row: Any, rows: Mapping[str, Any], deplo
     if row["status"] in ENDED:
         if row["owner"] is not None or row["wake"] is not None or row["exit"] is None:
             wrong.append("ended, and yet owned, due, or without an exit")
-        live = [store._entry(one) for one in await connection.fetch(store._LOAD, [id])]
-        every = [store._entry(one) for one in journal]
+        keys = from_surroundings()
+        live = keys.entries(row["tenant"], id, [store._entry(one) for one in await connection.fetch(store._LOAD, [id])])
+        every = keys.entries(row["tenant"], id, [store._entry(one) for one in journal])
+        row = {
+            **dict(row),
+            "request": keys.decrypt(request_of(row["tenant"], id), row["request"]),
+            "exit": keys.decrypt(exit_of(row["tenant"], id), row["exit"] or b""),
+        }
         if any(entry.kind == OPERATOR for entry in every):
             every = live_entries(every)  # a person took some of it back
         for how, entries in (("all", every), ("live", live)):

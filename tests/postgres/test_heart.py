@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowdsl.postgres import heart
 from flowdsl.postgres.heart import Heart, Reading
 
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)

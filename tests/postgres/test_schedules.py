@@ -279,9 +279,9 @@ class TestFiring:
         taken: list[int] = []
         fire = schedules._fire
 
-        async def counted(connection: Any, cause: str, firings: Sequence[tuple[str, datetime]]) -> list[Fired]:
+        async def counted(connection: Any, cause: str, firings: Sequence[tuple[str, datetime]], *more: Any) -> list[Fired]:
             taken.append(len(firings))
-            return await fire(connection, cause, firings)
+            return await fire(connection, cause, firings, *more)
 
         monkeypatch.setattr(schedules, "_fire", counted)
         found = await asyncio.gather(*[(await clockwork.lookout(deployment)).look() for _ in range(3)])

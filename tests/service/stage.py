@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 from typing import Any, Never
 
 import httpx2
-import uvicorn
 from attrs import frozen
 
 from flowdsl import Deployment, Failure, Result, Retry, Schedule, Steps, Success, activity, bind, execution, signal, workflow
@@ -18,6 +17,7 @@ from flowdsl.postgres.worker import Tuning, Worker
 from flowdsl.service import create_app
 from flowdsl.service.access import Access
 from flowdsl.service.route import Check
+from flowdsl.service.server import server_of
 from flowdsl.service.settings import Settings
 
 QUICK = Tuning(lease=5, poll=0.05, linger=0.05, grace=1)
@@ -97,8 +97,7 @@ DEPLOYMENT = Deployment(
 @asynccontextmanager
 async def listening(app: Any) -> AsyncGenerator[str]:
     """The address of an app that is served on a free port of this machine."""
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, lifespan="on", timeout_graceful_shutdown=5))
-    server.capture_signals = _no_signals  # type: ignore[method-assign]
+    server = server_of(app)
     serving = asyncio.create_task(server.serve())
     try:
         async with asyncio.timeout(20):
@@ -112,12 +111,6 @@ async def listening(app: Any) -> AsyncGenerator[str]:
         app.state.service.stopping.set()
         server.should_exit = True
         await serving
-
-
-def _no_signals() -> Any:
-    from contextlib import nullcontext
-
-    return nullcontext()
 
 
 @asynccontextmanager

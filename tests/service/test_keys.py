@@ -134,6 +134,7 @@ class TestKeys:
         [
             ("", "viewer", "x", None, "the tenant ''"),
             ("a\nb", "viewer", "x", None, "printable"),
+            ("a/b", "viewer", "x", None, "holds a /"),
             ("acme", "owner", "x", None, "no role 'owner'"),
             ("acme", "viewer", "", None, "the name ''"),
             ("acme", "viewer", "x", timedelta(), "longer than no time"),

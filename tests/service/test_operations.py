@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import httpx2
 
-from tests.service.stage import DECLINES, problem, started, until
+from flowdsl.chance import new_id
+from flowdsl.postgres.store import NewStart, Store
+from tests.service.stage import DECLINES, problem, serving, started, until
 
 ENDED_SAYS = ("cancel", "pause", "resume", "terminate", "signal")
 
@@ -167,3 +171,78 @@ async def test_outlines(client: httpx2.AsyncClient) -> None:
     assert [one["name"] for one in found] == ["shop.approval", "shop.family", "shop.place_order", "shop.report"]
     drawn = (await client.get("/api/v1/outlines/place-order")).json()
     assert "shop.charge" in drawn["mermaid"] and drawn["outline"]["workflow"] == "shop.place_order"
+
+
+# What a signal carries
+
+
+async def test_a_payload_is_of_the_type_that_was_declared(client: httpx2.AsyncClient) -> None:
+    id = await started(client, "shop.approval", "x")
+    await until(client, id, "suspended")
+    for path, wish in ((f"/api/v1/workflows/{id}/signal", {}), ("/api/v1/signals", {"key": "order-x"})):
+        answer = await client.post(path, json={"name": "approved", "payload": "yes", **wish})
+        assert answer.status_code == 422
+        (wrong,) = problem(answer)["errors"]
+        assert wrong["path"] == "body.payload" and "bool" in wrong["problem"]
+    assert (await client.post(f"/api/v1/workflows/{id}/signal", json={"name": "approved"})).status_code == 422, "none is no bool"
+    assert (await client.get("/api/v1/signals")).json()["signals"] == []
+    assert (await client.post("/api/v1/signals", json={"name": "approved", "key": "order-x", "payload": True})).status_code == 202
+    assert (await until(client, id, "succeeded"))["result"] is True
+
+
+async def test_a_signal_that_nobody_declared_carries_anything(client: httpx2.AsyncClient) -> None:
+    answer = await client.post("/api/v1/signals", json={"name": "remarked", "key": "k", "payload": {"a": [1, None]}})
+    assert answer.status_code == 202 and answer.json()["outcome"] == "unmatched"
+
+
+# Page by page
+
+
+async def test_signals_come_page_by_page(client: httpx2.AsyncClient) -> None:
+    for number in range(7):
+        await client.post("/api/v1/signals", json={"name": "remarked", "key": "k", "payload": number})
+    pages = await paged(client, "/api/v1/signals", "signals")
+    assert [[one["payload"] for one in page] for page in pages] == [[6, 5, 4], [3, 2, 1], [0]]
+
+
+async def test_dead_letters_come_page_by_page(client: httpx2.AsyncClient) -> None:
+    DECLINES.update("abcde")
+    ids = [await started(client, "shop.place_order", {"order_id": order}) for order in "abcde"]
+    for id in ids:
+        await until(client, id, "failed")
+    pages = await paged(client, "/api/v1/dead-letters", "executions")
+    assert [[one["id"] for one in page] for page in pages] == [ids[:1:-1], ids[1::-1]]
+
+
+async def paged(client: httpx2.AsyncClient, path: str, field: str) -> list[list[dict[str, object]]]:
+    pages, following = [], ""
+    while True:
+        answer = (await client.get(f"{path}?limit=3{following}")).json()
+        pages.append(answer[field])
+        if answer["next"] is None:
+            return pages
+        following = f"&cursor={answer['next']}"
+
+
+async def test_a_page_that_nobody_gave(client: httpx2.AsyncClient) -> None:
+    for path in ("/api/v1/signals", "/api/v1/dead-letters", "/api/v1/audit"):
+        for query in ("cursor=x", "cursor=eyJzZXEiOi0xfQ", "limit=0", "limit=101"):
+            assert (await client.get(f"{path}?{query}")).status_code == 422, (path, query)
+
+
+# A start that is repeated
+
+
+async def test_a_start_that_was_recorded_is_not_new_again(database: str) -> None:
+    async with await Store.open(database) as store:
+        wish = NewStart(new_id(), "default", "shop.report", 1, "", None, "after_close", b'"x"')
+        assert [one.outcome for one in await store.start([wish])] == ["new"]
+        assert [(one.outcome, one.id) for one in await store.start([wish])] == [("again", wish.id)]
+
+
+async def test_the_same_request_many_times_at_once(database: str) -> None:
+    async with serving(database, works=False) as client:
+        sent = (client.post("/api/v1/workflows/shop.report", json="x", headers={"Idempotency-Key": "one"}) for _ in range(20))
+        answers = await asyncio.gather(*sent)
+    assert len({answer.json()["id"] for answer in answers}) == 1
+    assert sorted(answer.json()["outcome"] for answer in answers) == ["joined"] * 19 + ["new"]

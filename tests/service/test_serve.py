@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,7 +51,7 @@ def test_the_page_works_as_written(tmp_path: Path, database: str) -> None:
         assert '"outcome":"new"' in said and "body.amuont" in said and "did you mean 'amount'" in said
         assert "event: ended" in said and "receipt for o-3" in said
         assert '"status":409' in said and '"state":"succeeded"' in said and '"name":"workers","ok":true' in said
-        assert said.rstrip().endswith('{"status":"ok","checks":[{"name":"database","ok":true,"detail":""}]}')
+        assert said.rstrip().endswith('{"status":"ok","checks":[{"name":"database","ok":true,"detail":""},{"name":"worker","ok":true,"detail":""}]}')
     assert process.returncode == 0
     assert "development mode" in (tmp_path / "stderr").read_text()
 
@@ -111,30 +110,31 @@ def test_a_port_that_is_taken(tmp_path: Path, database: str) -> None:
     assert done.returncode == 2 and f"cannot listen on 127.0.0.1:{port}" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_every_start_that_was_answered_is_there_after_a_kill(tmp_path: Path, database: str) -> None:
-    """Killed under load: each start that was answered 2xx exists, and sent again it is the same one."""
-    started: dict[str, str] = {}
-    with (
-        served(tmp_path, "--development", FLOWDSL_DATABASE_URL=database) as (process, address),
-        httpx2.Client(base_url=address, timeout=10) as client,
-    ):
-        for number in range(200):
-            if number == 100:
-                process.send_signal(signal.SIGKILL)
-            try:
-                answer = client.post(
-                    "/api/v1/workflows/place-order", json={"order_id": f"k-{number}", "amount": 1}, headers={"Idempotency-Key": f"k-{number}"}
-                )
-            except httpx2.HTTPError:
-                break
-            assert answer.status_code == 202
-            started[f"k-{number}"] = answer.json()["id"]
-    assert len(started) >= 100
-    with served(tmp_path, "--development", FLOWDSL_DATABASE_URL=database) as (_, address), httpx2.Client(base_url=address, timeout=10) as client:
-        for key, id in started.items():
-            again = client.post("/api/v1/workflows/place-order", json={"order_id": key, "amount": 1}, headers={"Idempotency-Key": key})
-            assert (again.status_code, again.json()["id"]) == (200, id)
-        until = time.monotonic() + 60
-        while len(client.get("/api/v1/workflows?status=succeeded&limit=100").json()["executions"]) < 100:
-            assert time.monotonic() < until
-            time.sleep(0.1)
+def test_workers_serve_their_numbers(tmp_path: Path, database: str) -> None:
+    """Each of two processes on a port of its own."""
+    (tmp_path / "shop.py").write_text(next(block for block in blocks("python") if block.startswith("# shop.py")), encoding="utf-8")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()  # so that the first port is not free
+        first = taken.getsockname()[1]
+        command = [sys.executable, "-m", "flowdsl", "worker", "shop:deployment", "--processes", "2", "--metrics", str(first)]
+        process = subprocess.Popen(command, cwd=tmp_path, env={**os.environ, "FLOWDSL_DATABASE_URL": database}, stderr=subprocess.PIPE, text=True)
+        try:
+            assert process.stderr is not None
+            places = set[str]()
+            for line in process.stderr:
+                places.update(re.findall(r"numbers at (\S+)", line))
+                if len(places) == 2:
+                    break
+            assert all(int(place.rpartition(":")[2].partition("/")[0]) > first for place in places)
+            for place in places:
+                assert "flowdsl_workers_here 1.0" in httpx2.get(place).text
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)
+
+
+def test_a_wrong_address_for_numbers(database: str) -> None:
+    command = [sys.executable, "-m", "flowdsl", "worker", "adapters.deployment:deployment", "--metrics", "x:y"]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "FLOWDSL_DATABASE_URL": database}, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "such as 9464" in done.stderr

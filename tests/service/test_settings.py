@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from attrs import evolve
 
-from flowdsl.service.settings import BadSettings, Settings, load
+import flowdsl
+from flowdsl.service.given import Given, options_of, variable
+from flowdsl.service.settings import BadSettings, Settings, load, shown
 
 EXAMPLE = """
 [server]
@@ -116,3 +120,80 @@ def test_the_environment_is_named_too(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_file_that_is_not_there_is_said_to_be_missing(tmp_path: Path) -> None:
     with pytest.raises(BadSettings, match="there is no such file"):
         load(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize(
+    ("variable", "says"),
+    [
+        ("FLOWDSL_SERVER_PROT", "FLOWDSL_SERVER_PROT in the environment is no setting (did you mean FLOWDSL_SERVER_PORT?)"),
+        ("FLOWDSL_SERVR_PORT", "FLOWDSL_SERVR_PORT in the environment is no setting (did you mean FLOWDSL_SERVER_PORT?)"),
+        ("FLOWDSL_WORKFLOWS_RETRY_POLICY_MAX", "FLOWDSL_WORKFLOWS_RETRY_POLICY_MAX in the environment is no setting"),
+    ],
+)
+def test_a_variable_that_sets_nothing_is_told(monkeypatch: pytest.MonkeyPatch, variable: str, says: str) -> None:
+    monkeypatch.setenv(variable, "1")
+    with pytest.raises(BadSettings) as caught:
+        load()
+    assert str(caught.value).startswith(says)
+
+
+@pytest.mark.parametrize("variable", ["FLOWDSL_STATE_DIR", "FLOWDSL_UNSAFE", "FLOWDSL_TEST_DATABASE_URL", "FLOWDSL_SOMETHING_ELSE", "FLOWDSLX_PORT"])
+def test_variables_that_are_no_settings_are_left_alone(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv(variable, "1")
+    assert load() == Settings()
+
+
+def test_every_variable_that_we_read_is_known() -> None:
+    """Found in our code: one that begins like a section of the settings, and is none, would be refused as a mistake."""
+    code = "".join(file.read_text(encoding="utf-8") for file in Path(flowdsl.__file__).parent.rglob("*.py"))
+    ours = set(re.findall(r"[\"']((?:FLOWDSL)_[A-Z_]*[A-Z])[\"']", code))
+    assert ours >= {"FLOWDSL_DATABASE_URL", "FLOWDSL_ENCRYPTION_KEYS"}
+    assert list(Given.of(Settings, None, dict.fromkeys(ours, "1")).unknown()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("server = 5", "server is a section, and is 5: write [server]"),
+        ("[workflows]\nretry_policy = 3", "workflows.retry_policy is a section, and is 3"),
+        ("[server.port]\nx = 1", "server.port must be a whole number, and is {'x': 1}"),
+        ("[servr]\nport = 1", "servr.port is no setting (did you mean server.port?)"),
+        ('[server]\nrequire_row_level_security = "yes"', "server.require_row_level_security must be true or false, and is 'yes'"),
+    ],
+)
+def test_what_is_in_the_wrong_place_is_told(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(BadSettings) as caught:
+        load(written(tmp_path, text))
+    assert f"some.toml: {says}" in str(caught.value)
+
+
+def test_every_setting_says_who_set_it_wrongly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Generated: each setting, set to what cannot be, by the file and by the environment."""
+    for name, option in options_of(Settings):
+        section, _, own = name.rpartition(".")
+        form = getattr(option.attribute.type, "__name__", option.attribute.type)
+        if form == "str" and option.attribute.validator is None:
+            continue  # any text will do
+        bad = '""' if form == "str" else '"-"'
+        with pytest.raises(BadSettings) as caught:
+            load(written(tmp_path, f"[{section}]\n{own} = {bad}"))
+        said = str(caught.value)
+        assert said.startswith(f"{tmp_path / 'some.toml'}: {name} must ") and "; " not in said, said
+        monkeypatch.setenv(variable(name), "" if bad == '""' else "-")
+        with pytest.raises(BadSettings) as caught:
+            load()
+        assert str(caught.value).startswith(f"{variable(name)} in the environment: {name} must "), str(caught.value)
+        monkeypatch.delenv(variable(name))
+
+
+def test_what_is_in_force_is_shown_with_who_set_it_and_gives_the_same_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = written(tmp_path, '[server]\nport = 5\n[workflows]\ndefault_timeout = "90m"\n[database]\nurl = "postgresql://ada:hush@db/flows"')
+    monkeypatch.setenv("FLOWDSL_SERVER_PAGE", "7")
+    settings = load(file)
+    text = shown(settings, file, said={"server.host": "--host"})
+    assert "hush" not in text and 'url = "postgresql://ada:…@db/flows"' in text
+    assert f"port = 5  # {file}" in text and "page = 7  # FLOWDSL_SERVER_PAGE in the environment" in text
+    assert 'host = "127.0.0.1"  # --host' in text and 'namespace = "default"  # default' in text
+    monkeypatch.delenv("FLOWDSL_SERVER_PAGE")
+    again = load(written(tmp_path, text))
+    assert evolve(again, database=settings.database) == settings

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from flowdsl import (
     Cancelled,
+    Failure,
     Flow,
+    Interrupted,
     Result,
     Retry,
     Steps,
@@ -433,3 +435,27 @@ def test_laws_can_be_left_out_and_only_those_that_there_are() -> None:
     assert 5 not in check(raises, examples=5, without=[5]).laws
     with pytest.raises(FlowError, match="there is no law 11"):
         check(kept, without=[11])
+
+
+@activity("laws.once", crash="fail")
+def once(number: int) -> Result[int, Interrupted]: ...
+
+
+@activity("laws.declines")
+def declines(number: int) -> Result[int, int]: ...
+
+
+@activity("laws.sure")
+def sure(number: int) -> Result[int, Never]: ...
+
+
+@workflow("laws.parts")
+def parts(number: int) -> Steps[int, int]:
+    """After a crash another activity has the step, and so the idempotency key, that `declines` has without one."""
+    if isinstance((yield from once(number).attempt()), Failure):
+        return (yield from sure(number))
+    return (yield from declines(number))
+
+
+def test_where_a_crash_parts_the_ways_no_activity_is_given_the_reply_of_another() -> None:
+    assert check(parts, given={once: Success(1), declines: Failure(7)}, examples=10, elsewhere=False, seed=1).runs

@@ -18,6 +18,7 @@ from flowdsl.binding import Deployment
 from flowdsl.postgres.deep import journals, mail, states, whole
 from flowdsl.postgres.deep.refold import refolded
 from flowdsl.postgres.deep.rows import ENDED, OPERATOR, Batch, Finding, read
+from flowdsl.postgres.encryption import PLAIN, Encryption
 from flowdsl.postgres.store import Connection
 
 NEEDS_CODE = {
@@ -51,11 +52,12 @@ async def look(
     batch: int = 200,
     patience: float = 30.0,
     timeout: float = 30.0,
+    encryption: Encryption = PLAIN,
 ) -> Report:
     """Looks at the newest `limit` executions, and about as many rows of what belongs to none of them.
 
     `patience`: seconds beyond two leases after which something that nobody takes is a finding. `timeout`: seconds that a statement may take; what
-    did not come in time is listed as skipped.
+    did not come in time is listed as skipped. Raises `KeyMissing` when something is encrypted with a key that is not in `encryption`.
     """
     report = Report(skipped={**NOT_HERE, **({} if deployment else NEEDS_CODE)})
     settled: dict[UUID, Any] = {}
@@ -66,10 +68,10 @@ async def look(
             page = await _page(connection, after, min(batch, limit - report.executions))
             if not page:
                 break
-            found = await read(connection, [row["id"] for row in page])
+            found = await read(connection, [row["id"] for row in page], encryption)
             report.findings += _findings(found, timedelta(seconds=patience))
             if deployment is not None:
-                report.findings += await refolded(connection, found, deployment)
+                report.findings += await refolded(connection, found, deployment, encryption)
         settled |= {id: _settled(found, id) for id, row in found.executions.items() if row["status"] in ENDED}
         report.executions += len(page)
         report.entries += sum(map(len, found.journals.values()))
@@ -77,7 +79,7 @@ async def look(
     else:
         report.complete = await connection.fetchval("select count(*) from (select from flowdsl.executions limit $1) x", limit + 1) <= limit
     await _wholes(connection, report, limit, timeout)
-    await _still_settled(connection, report, settled, batch, timeout)
+    await _still_settled(connection, report, settled, batch, timeout, encryption)
     return report
 
 
@@ -115,13 +117,13 @@ def _settled(batch: Batch, id: UUID) -> Any:
     return row["status"], row["exit"], row["epoch"], len(batch.journal(id))
 
 
-async def _still_settled(connection: Connection, report: Report, settled: dict[UUID, Any], size: int, timeout: float) -> None:
+async def _still_settled(connection: Connection, report: Report, settled: dict[UUID, Any], size: int, timeout: float, encryption: Encryption) -> None:
     """I2: what had ended at the first glance is the same at the second, unless a person intervened or it was deleted."""
     ids = list(settled)
     for start in range(0, len(ids), size):
         async with connection.transaction(isolation="repeatable_read", readonly=True):
             await _bounded(connection, timeout)
-            found = await read(connection, ids[start : start + size])
+            found = await read(connection, ids[start : start + size], encryption)
         for id in found.executions:
             intervened = any(one["kind"] == OPERATOR for one in found.journal(id)[settled[id][3] :])
             if not intervened and _settled(found, id) != settled[id]:

@@ -9,17 +9,19 @@ from uuid import UUID
 
 from flowdsl.binding import Deployment
 from flowdsl.codec import NotJournalable
+from flowdsl.errors import NotGenuine
 from flowdsl.flow import Do, Execution, Join, Perform, Receive, Sleep
 from flowdsl.journal import Divergence, Entry, Fold, codecs_of, encode_exit
 from flowdsl.machine import Pending
 from flowdsl.postgres.deep.rows import ATTEMPT, ENDED, INTERRUPTED, OPERATOR, Batch, Finding, Row, standing
+from flowdsl.postgres.encryption import Encryption, Place, encrypted_with, entry_of, exit_of, request_of
 from flowdsl.postgres.store import Connection
 
 BYTES = 64 << 20
 """As much of journals and requests as is in memory at a time; one that is larger is read alone."""
 
 
-async def refolded(connection: Connection, batch: Batch, deployment: Deployment) -> list[Finding]:
+async def refolded(connection: Connection, batch: Batch, deployment: Deployment, encryption: Encryption) -> list[Finding]:
     """I3, I7, I8, I14, I16 and I17 of the executions of a batch whose workflows this deployment has."""
     findings: list[Finding] = []
     known = [id for id, row in batch.executions.items() if (row["workflow"], row["version"]) in deployment.versions]
@@ -29,8 +31,38 @@ async def refolded(connection: Connection, batch: Batch, deployment: Deployment)
         for row in await connection.fetch("select execution, position, site, body from flowdsl.journal where execution = any($1::uuid[])", ids):
             bodies.setdefault(row["execution"], {})[row["position"]] = row
         for row in requests:
-            findings += _of_one(batch, batch.executions[row["id"]], row, bodies.get(row["id"], {}), deployment)
+            one = batch.executions[row["id"]]
+            try:
+                opened, entries = _opened(one, row, encryption), _opened_entries(batch, one, bodies.get(row["id"], {}), encryption)
+            except NotGenuine as error:
+                findings.append(Finding(7, str(row["id"]), error.problem, error.remedy))
+                continue
+            findings += _of_one(batch, one, opened, entries, deployment)
     return findings
+
+
+def _opened(row: Row, bodies: Row, encryption: Encryption) -> Row:
+    """Input and exit as they were recorded. Raises `KeyMissing`, `NotGenuine`."""
+    id, exit = str(row["id"]), bodies["exit"]
+    return {
+        "request": encryption.decrypt(request_of(row["tenant"], id), bodies["request"]),
+        "exit": None if exit is None else encryption.decrypt(exit_of(row["tenant"], id), exit),
+    }
+
+
+def _opened_entries(batch: Batch, row: Row, entries: dict[int, Row], encryption: Encryption) -> dict[int, Row]:
+    if not any(encrypted_with(one["body"]) for one in entries.values()):
+        return entries
+    kinds = {one["position"]: one for one in batch.journal(row["id"])}
+    return {
+        position: {**dict(one), "body": encryption.decrypt(_place(row, kinds[position]), one["body"])}
+        for position, one in entries.items()
+        if position in kinds
+    }
+
+
+def _place(row: Row, entry: Row) -> Place:
+    return entry_of(row["tenant"], str(row["id"]), entry["position"], entry["kind"], entry["step"])
 
 
 async def _parts(connection: Connection, ids: Sequence[UUID]) -> list[list[UUID]]:

@@ -10,6 +10,8 @@ from uuid import UUID
 
 from attrs import frozen
 
+from flowdsl.errors import NotGenuine
+from flowdsl.postgres.encryption import PLAIN, Encryption, encrypted_with, entry_of
 from flowdsl.postgres.store import Connection
 
 Row: TypeAlias = Mapping[str, Any]
@@ -53,16 +55,20 @@ class Batch:
         return self.journals.get(id, ())
 
 
-async def read(connection: Connection, ids: Sequence[UUID]) -> Batch:
-    """Reads them. The caller's transaction is repeatable read: what belongs together is of one moment."""
+async def read(connection: Connection, ids: Sequence[UUID], encryption: Encryption = PLAIN) -> Batch:
+    """Reads them. The caller's transaction is repeatable read: what belongs together is of one moment. Raises `KeyMissing`."""
     executions = await connection.fetch(f"select {_EXECUTION} from flowdsl.executions where id = any($1::uuid[])", ids)
-    journal = await connection.fetch(_JOURNAL, ids)
+    whose = {row["id"]: row["tenant"] for row in executions}
+    journal = [_opened(row, whose, encryption) for row in await connection.fetch(_JOURNAL, ids)]
     parents = [row["parent"] for row in executions if row["parent"] is not None]
     children = [id for row in journal if row["kind"] == 1 and row["fingerprint"].startswith("start ") and (id := as_id(row["body"])) is not None]
     relatives = await connection.fetch(f"select {_EXECUTION} from flowdsl.executions where id = any($1::uuid[])", [*parents, *children])
-    starts = await connection.fetch(
-        "select execution, step, body from flowdsl.journal where execution = any($1::uuid[]) and kind = 1 and fingerprint like 'start %'", parents
+    whose |= {row["id"]: row["tenant"] for row in relatives}
+    query = (
+        "select execution, position, kind, step, body from flowdsl.journal"
+        " where execution = any($1::uuid[]) and kind = 1 and fingerprint like 'start %'"
     )
+    starts = [_opened(row, whose, encryption) for row in await connection.fetch(query, parents)]
     owners = await connection.fetch("select id, beat, lease, gone from flowdsl.workers")
     return Batch(
         await connection.fetchval("select clock_timestamp()"),
@@ -77,9 +83,21 @@ async def read(connection: Connection, ids: Sequence[UUID]) -> Batch:
     )
 
 
+def _opened(row: Row, whose: Mapping[UUID, str], encryption: Encryption) -> Row:
+    """An entry as it was recorded. One that does not open is no JSON, and its reader says what is wrong with it."""
+    body = row["body"]
+    if body is None or encrypted_with(body) is None:
+        return row
+    try:
+        place = entry_of(whose.get(row["execution"], ""), str(row["execution"]), row["position"], row["kind"], row["step"])
+        return {**dict(row), "body": encryption.decrypt(place, body)}
+    except NotGenuine:
+        return row
+
+
 _EXECUTION = (
     "id, tenant, workflow, version, scope, key, current, status, owner, epoch, wake, mail, parent, parent_step, detached, deaths, cause,"
-    " started, ended, md5(exit) as exit"
+    " started, ended, case when substr(exit, 1, 4) = '\\xfe464401' then 'encrypted' else md5(exit) end as exit"
 )
 
 _JOURNAL = """

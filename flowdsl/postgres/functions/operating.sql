@@ -109,14 +109,17 @@ begin
   return 'terminated';
 end $$;
 
--- A new execution with another's entries before a position, some of them edited, and one that says so.
+-- A new execution with another's entries before a position, some of them edited, and one that says so. `p_request`: its input, where it is not
+-- kept as the other's is.
+drop function if exists flowdsl.fork(text, uuid, uuid, integer, bytea, text, integer[], smallint[], bytea[], boolean, bytea);
 create or replace function flowdsl.fork(
   p_tenant text, p_source uuid, p_id uuid, p_position integer, p_body bytea, p_live text,
-  e_position integer[], e_kind smallint[], e_body bytea[], p_paused boolean, p_facts bytea
+  e_position integer[], e_kind smallint[], e_body bytea[], p_paused boolean, p_facts bytea,
+  p_request bytea default null
 ) returns boolean language plpgsql as $$
 begin
   insert into flowdsl.executions (id, tenant, workflow, version, request, started, epoch, status, wake, cause)
-  select p_id, x.tenant, x.workflow, x.version, x.request, x.started, 1, case when p_paused then 'blocked' else 'running' end,
+  select p_id, x.tenant, x.workflow, x.version, coalesce(p_request, x.request), x.started, 1, case when p_paused then 'blocked' else 'running' end,
          case when p_paused then null else clock_timestamp() end, case when p_paused then 'paused: forked' end
     from flowdsl.executions x where x.id = p_source and x.tenant = p_tenant;
   if not found then
@@ -150,20 +153,32 @@ begin
   end loop;
 end $$;
 
--- Deletes up to `p_limit` ended executions, each with all that belongs to it, in one transaction. One that an open parent may still join, or whose
--- children are open, stays.
-create or replace function flowdsl.prune(p_tenant text, p_workflow text, p_statuses text[], p_before timestamptz, p_limit integer)
-returns integer language plpgsql as $$
+-- Deletes up to `p_limit` ended executions that began after `p_since` and not after `p_until`, each with all that belongs to it, in one transaction,
+-- which stops early at the length of the journals: it must not hold up who waits for a lock or for cleaned tables. One that an open parent may
+-- still join, or whose children are open, stays.
+drop function if exists flowdsl.prune(text, text, text[], timestamptz, integer);
+create or replace function flowdsl.prune(
+  p_tenant text, p_workflow text, p_statuses text[], p_before timestamptz, p_limit integer,
+  p_since timestamptz default '-infinity', p_until timestamptz default 'infinity'
+) returns integer language plpgsql as $$
 declare
-  gone uuid[];
+  one uuid;
+  gone uuid[] := '{}';
+  entries bigint := 0;
 begin
-  select coalesce(array_agg(id), '{}') into gone from (
+  for one in
     select x.id from flowdsl.executions x
-     where x.started < p_before and x.ended < p_before and x.tenant = p_tenant and (p_workflow is null or x.workflow = p_workflow)
+     where x.tenant = p_tenant and x.started > p_since and x.started <= p_until and x.started < p_before and x.ended < p_before
+       and (p_workflow is null or x.workflow = p_workflow)
        and x.status = any(p_statuses) and x.status in ('succeeded', 'failed', 'cancelled')
        and not exists (select 1 from flowdsl.executions p where p.id = x.parent and p.status in ('running', 'suspended', 'blocked'))
        and not exists (select 1 from flowdsl.executions c where c.parent = x.id and c.status in ('running', 'suspended', 'blocked'))
-     order by x.started limit p_limit for update skip locked) chosen;
+     order by x.started limit p_limit for update skip locked
+  loop
+    gone := gone || one;
+    entries := entries + coalesce((select max(j.position) + 1 from flowdsl.journal j where j.execution = one), 0);
+    exit when entries >= 20000;
+  end loop;
   delete from flowdsl.executions where id = any(gone);
   delete from flowdsl.journal where execution = any(gone);
   delete from flowdsl.mailbox where execution = any(gone);
@@ -171,17 +186,36 @@ begin
   return cardinality(gone);
 end $$;
 
--- Delivery ids that are older than anybody repeats them, signals that nobody came for, correlation keys of executions that are no more.
+-- Deletes up to `p_limit` delivery ids, and as many signals that nobody came for, that are older than anybody repeats them.
 create or replace function flowdsl.prune_mail(p_before timestamptz, p_limit integer) returns integer language plpgsql as $$
 declare
   gone integer;
   unmatched integer;
 begin
-  delete from flowdsl.aliases a where a.execution is not null and not exists (select 1 from flowdsl.executions x where x.id = a.execution);
   delete from flowdsl.deliveries d where (d.scope, d.delivery) in (
-    select e.scope, e.delivery from flowdsl.deliveries e where e.at < p_before limit p_limit for update skip locked);
+    select e.scope, e.delivery from flowdsl.deliveries e where e.at < p_before order by e.at limit p_limit for update skip locked);
   get diagnostics gone = row_count;
-  delete from flowdsl.unmatched u where u.at < p_before;
+  delete from flowdsl.unmatched u where (u.tenant, u.name, u.key, u.delivery) in (
+    select v.tenant, v.name, v.key, v.delivery from flowdsl.unmatched v where v.at < p_before limit p_limit for update skip locked);
   get diagnostics unmatched = row_count;
   return gone + unmatched;
+end $$;
+
+-- Deletes correlation keys of executions that are no more, of the `p_limit` keys behind one; gives the last that it looked at, while there are more.
+create or replace function flowdsl.prune_aliases(p_tenant text, p_name text, p_key text, p_limit integer)
+returns table (tenant text, name text, key text) language plpgsql as $$
+#variable_conflict use_column
+declare
+  last record;
+begin
+  select b.tenant, b.name, b.key into last from (
+    select a.tenant, a.name, a.key from flowdsl.aliases a where (a.tenant, a.name, a.key) > (p_tenant, p_name, p_key)
+     order by a.tenant, a.name, a.key limit p_limit) b order by b.tenant desc, b.name desc, b.key desc limit 1;
+  if not found then
+    return;
+  end if;
+  delete from flowdsl.aliases a
+   where (a.tenant, a.name, a.key) > (p_tenant, p_name, p_key) and (a.tenant, a.name, a.key) <= (last.tenant, last.name, last.key)
+     and a.execution is not null and not exists (select 1 from flowdsl.executions x where x.id = a.execution);
+  return query select last.tenant, last.name, last.key;
 end $$;

@@ -8,10 +8,13 @@ create or replace function flowdsl.in_the_way(p_schedule text) returns uuid lang
 $$;
 
 -- Instants of schedules whose rows the caller has locked, in the order given: each is started, queued or skipped, once.
+-- p_requests: of each the input as its execution keeps it, where that is not the schedule's own (encrypted, it is bound to where it is).
 -- p_cause: due, triggered, backfilled (which lets executions overlap), or queued: one that waited until now.
 -- Outcome: started | queued | skipped | again (it was decided on before). `execution` is the one started, or the one in the way.
-create or replace function flowdsl.fire(p_cause text, p_schedules text[], p_instants timestamptz[], p_keys text[], p_executions uuid[])
-returns table (schedule text, instant timestamptz, outcome text, execution uuid) language plpgsql as $$
+drop function if exists flowdsl.fire(text, text[], timestamptz[], text[], uuid[]);
+create or replace function flowdsl.fire(
+  p_cause text, p_schedules text[], p_instants timestamptz[], p_keys text[], p_executions uuid[], p_requests bytea[] default '{}'
+) returns table (schedule text, instant timestamptz, outcome text, execution uuid) language plpgsql as $$
 #variable_conflict use_column
 declare
   f record;
@@ -20,7 +23,8 @@ declare
   rival uuid;
 begin
   for f in
-    select * from unnest(p_schedules, p_instants, p_keys, p_executions) with ordinality as t(schedule, instant, key, execution, place) order by t.place
+    select * from unnest(p_schedules, p_instants, p_keys, p_executions, p_requests) with ordinality
+      as t(schedule, instant, key, execution, request, place) order by t.place
   loop
     select * into s from flowdsl.schedules x where x.id = f.schedule;
     select * into known from flowdsl.firings x where x.schedule = f.schedule and x.instant = f.instant;
@@ -37,7 +41,7 @@ begin
     if rival is null then
       outcome := 'started';
       execution := (select t.id from flowdsl.start(array[f.execution], array[s.tenant], array[s.workflow], array[s.version], array[''], array[f.key],
-                                                   array['join'], array[s.request], array[null::uuid], array[''], array[false]) t);
+                                                   array['join'], array[coalesce(f.request, s.request)], array[null::uuid], array[''], array[false]) t);
     else
       outcome := case when p_cause = 'queued' or (s.overlap = 'queue' and s.queued is null) then 'queued' else 'skipped' end;
       execution := rival;

@@ -1,4 +1,4 @@
--- Starts, in the order of their keys. A start that is repeated finds itself by its id. Outcome: new | joined | rejected.
+-- Starts, in the order of their keys. A start that is repeated finds itself by its id. Outcome: new | again | joined | rejected.
 -- Who holds a key is locked first, in the order of ids. A holder that came later may be locked by one who waits for us: lock_not_available, and
 -- the whole is to be tried again.
 drop function if exists flowdsl.start(uuid[], text[], text[], integer[], text[], text[], text[], bytea[], uuid[], text[], boolean[]);
@@ -30,7 +30,7 @@ begin
       end if;
       select x.id, x.status into holder from flowdsl.executions x where x.id = s.id;
       if found then
-        asked := s.id; id := s.id; outcome := 'new'; status := holder.status;
+        asked := s.id; id := s.id; outcome := 'again'; status := holder.status;
         exit;
       end if;
       select x.id, x.status, x.exit, x.parent into holder from flowdsl.executions x

@@ -134,6 +134,7 @@ create or replace function flowdsl.commit(
 declare
   targets uuid[] := '{}';
   keys text[];
+  senders text[];
   orphans uuid[] := '{}';
   won uuid[];
   bare uuid[] := '{}';
@@ -145,30 +146,32 @@ begin
     return array_fill('fenced'::text, array[cardinality(t_execution)]);
   end if;
   if cardinality(m_to) > 0 then
-    select array_agg(coalesce(x.id, c.id) order by m.n),
-           array_agg(case when x.id is null and c.id is null and m.kind = 'signal' then m.target end order by m.n) into targets, keys
-      from unnest(m_from, m_to, m_kind) with ordinality as m(sender, target, kind, n)
-      left join flowdsl.executions s on s.id = m.sender
-      left join flowdsl.executions x on x.id = flowdsl.as_id(m.target) and x.tenant = s.tenant
-      left join unnest(c_id, c_tenant) as c(id, tenant) on c.id = flowdsl.as_id(m.target) and c.tenant = s.tenant;  -- started in this very batch
+    -- Look-ups, not joins: without fresh statistics the planner would join by tenant or status, and read what a tenant ever had.
+    senders := array(
+      select (select s.tenant from flowdsl.executions s where s.id = m.sender) from unnest(m_from) with ordinality as m(sender, n) order by m.n);
+    select array_agg(coalesce(m.there, c.id) order by m.n),
+           array_agg(case when m.there is null and c.id is null and m.kind = 'signal' then m.target end order by m.n) into targets, keys
+      from (
+        select u.target, u.kind, u.tenant, u.n, (select x.id from flowdsl.executions x where x.id = flowdsl.as_id(u.target) and x.tenant = u.tenant) as there
+          from unnest(m_to, m_kind, senders) with ordinality as u(target, kind, tenant, n)) as m
+      left join unnest(c_id, c_tenant) as c(id, tenant) on c.id = flowdsl.as_id(m.target) and c.tenant = m.tenant;  -- started in this very batch
     if exists (select 1 from unnest(keys) k where k is not null) then
       with alias as (
         insert into flowdsl.aliases as a (tenant, name, key)
-        select distinct s.tenant, m.name, m.key from unnest(m_from, m_name, keys) as m(sender, name, key)
-          join flowdsl.executions s on s.id = m.sender where m.key is not null order by 1, 2, 3
+        select distinct m.tenant, m.name, m.key from unnest(senders, m_name, keys) as m(tenant, name, key)
+         where m.key is not null and m.tenant is not null order by 1, 2, 3
         on conflict (tenant, name, key) do update set key = excluded.key
         returning a.tenant, a.name, a.key, a.execution)
       select array_agg(coalesce(m.target, a.execution) order by m.n) into targets
-        from unnest(m_from, targets, m_name, keys) with ordinality as m(sender, target, name, key, n)
-        left join flowdsl.executions s on s.id = m.sender
-        left join alias a on a.tenant = s.tenant and a.name = m.name and a.key = m.key;
+        from unnest(senders, targets, m_name, keys) with ordinality as m(tenant, target, name, key, n)
+        left join alias a on a.tenant = m.tenant and a.name = m.name and a.key = m.key;
     end if;
   end if;
   if cardinality(x_execution) > 0 then
-    select coalesce(array_agg(id), '{}') into orphans
+    select coalesce(array_agg(c.id), '{}') into orphans
       from unnest(x_execution, x_scope) as s(execution, scope)
-      join flowdsl.executions c on c.parent = s.execution and starts_with(c.parent_step, s.scope)
-       and not c.detached and c.status in ('running', 'suspended', 'blocked');
+      cross join lateral (select e.id, e.parent_step, e.detached, e.status from flowdsl.executions e where e.parent = s.execution offset 0) as c
+     where starts_with(c.parent_step, s.scope) and not c.detached and c.status in ('running', 'suspended', 'blocked');
   end if;
   perform 1 from flowdsl.executions where id = any(
       (select coalesce(array_agg(execution), '{}') from unnest(t_execution, t_state) as s(execution, state) where state is not null)
@@ -239,11 +242,11 @@ begin
   if cardinality(m_to) > 0 or cardinality(orphans) > 0 then
     if exists (select 1 from unnest(keys) k where k is not null) then  -- nobody waits for that key, or who did has ended
       insert into flowdsl.unmatched (tenant, name, key, delivery, body)
-      select s.tenant, m.name, m.key, m.delivery, m.body
-        from unnest(m_from, targets, m_name, keys, m_delivery, m_body) with ordinality as m(sender, target, name, key, delivery, body, n)
-        join flowdsl.executions s on s.id = m.sender
-        left join flowdsl.executions x on x.id = m.target and x.status in ('running', 'suspended', 'blocked')
-       where m.key is not null and x.id is null and m.sender = any(won)
+      select m.tenant, m.name, m.key, m.delivery, m.body
+        from unnest(m_from, senders, targets, m_name, keys, m_delivery, m_body) with ordinality
+          as m(sender, tenant, target, name, key, delivery, body, n)
+       where m.key is not null and m.sender = any(won)
+         and (select x.status in ('running', 'suspended', 'blocked') from flowdsl.executions x where x.id = m.target) is not true
        order by m.n
       on conflict do nothing;
     end if;

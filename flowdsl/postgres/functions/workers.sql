@@ -5,7 +5,8 @@ drop function if exists flowdsl.fair(integer, text[], integer[], text[], integer
 -- Of what is due, up to `p_limit` in the order in which it is to be claimed: by priority, then tenant by tenant, counting what the worker has of each
 -- already, then by the time since which it is due. `p_priorities`: of each of `p_workflows`; `p_tenants`, `p_held`: what the worker has.
 -- For when more is due than is asked for. It skips from tenant to tenant in an index of what has no owner and a time to wake, so neither what has
--- ended nor how much one tenant has matters; of a workflow with very many tenants it looks at 1000 on both sides of `p_after`.
+-- ended nor how much one tenant has matters (no other index is in the order of tenant and wake: that is why it is asked for); of a workflow with very
+-- many tenants it looks at 1000 on both sides of `p_after`.
 create or replace function flowdsl.fair(
   p_limit integer, p_workflows text[], p_priorities integer[], p_tenants text[], p_held integer[], p_after text, p_versions text[] default null
 ) returns uuid[] language plpgsql stable set enable_seqscan = off set plan_cache_mode = force_generic_plan as $$
@@ -28,20 +29,20 @@ begin
       cross join lateral (
         (with recursive skip as (
           (select x.tenant from flowdsl.executions x
-            where x.owner is null and x.wake is not null and x.workflow = w.name and x.tenant > p_after order by x.tenant limit 1)
+            where x.owner is null and x.wake is not null and x.workflow = w.name and x.tenant > p_after order by x.tenant, x.wake limit 1)
           union all
           select (select x.tenant from flowdsl.executions x
-            where x.owner is null and x.wake is not null and x.workflow = w.name and x.tenant > skip.tenant order by x.tenant limit 1)
+            where x.owner is null and x.wake is not null and x.workflow = w.name and x.tenant > skip.tenant order by x.tenant, x.wake limit 1)
             from skip where skip.tenant is not null)
         select skip.tenant from skip where skip.tenant is not null limit 1000)
         union all
         (with recursive skip as (
           (select x.tenant from flowdsl.executions x
-            where x.owner is null and x.wake is not null and x.workflow = w.name and x.tenant <= p_after order by x.tenant limit 1)
+            where x.owner is null and x.wake is not null and x.workflow = w.name and x.tenant <= p_after order by x.tenant, x.wake limit 1)
           union all
           select (select x.tenant from flowdsl.executions x
             where x.owner is null and x.wake is not null and x.workflow = w.name and x.tenant > skip.tenant and x.tenant <= p_after
-            order by x.tenant limit 1)
+            order by x.tenant, x.wake limit 1)
             from skip where skip.tenant is not null)
         select skip.tenant from skip where skip.tenant is not null limit 1000)) seen;
     continue when cardinality(tenants) = 0;
@@ -81,13 +82,20 @@ create or replace function flowdsl.claim(
 #variable_conflict use_column
 declare
   chosen uuid[];
+  now_ timestamptz := clock_timestamp();  -- a condition on the index only as a value: what is not due yet must not be read
 begin
+  -- Mostly there is nothing. To lock one's own row is to write: an empty claim would wait for the disk.
+  if not exists (select 1 from flowdsl.executions x
+                  where x.owner is null and x.wake <= now_ and x.status <> 'blocked' and x.workflow = any(p_workflows))
+     and not exists (select 1 from flowdsl.workers w where w.gone and exists (select 1 from flowdsl.executions x where x.owner = w.id)) then
+    return;
+  end if;
   perform 1 from flowdsl.workers w where w.id = p_worker and not w.gone for key share;
   if not found then
     return;
   end if;
   perform 1 from flowdsl.executions x
-    where x.owner is null and x.wake <= clock_timestamp() and x.status <> 'blocked' and x.workflow = any(p_workflows)
+    where x.owner is null and x.wake <= now_ and x.status <> 'blocked' and x.workflow = any(p_workflows)
       and (p_versions is null or x.workflow || '@' || x.version = any(p_versions)) order by x.wake offset p_limit limit 1;
   if found then
     -- Nobody waits here: a worker that is frozen while it is told what it claimed must not hold up the others. Who comes second looks further.
@@ -95,7 +103,7 @@ begin
                            p_workflows, p_priorities, p_tenants, p_held, p_after, p_versions);
   else
     chosen := array(select x.id from flowdsl.executions x
-       where x.owner is null and x.wake <= clock_timestamp() and x.status <> 'blocked' and x.workflow = any(p_workflows)
+       where x.owner is null and x.wake <= now_ and x.status <> 'blocked' and x.workflow = any(p_workflows)
          and (p_versions is null or x.workflow || '@' || x.version = any(p_versions)) order by x.wake limit p_limit);
   end if;
   if cardinality(chosen) > 0 then
@@ -166,11 +174,14 @@ create or replace function flowdsl.needs() returns text language sql immutable a
 drop function if exists flowdsl.look(uuid);
 create or replace function flowdsl.look(p_worker uuid) returns table (gone integer, others integer, next timestamptz, needs text, written numeric) language plpgsql as $$
 #variable_conflict use_column
+declare
+  now_ timestamptz := clock_timestamp();
 begin
   return query
     select flowdsl.take_over(), count(w.id)::integer,
            least(min(w.beat + w.lease),
-                 (select x.wake from flowdsl.executions x where x.owner is null and x.wake > clock_timestamp() order by x.wake limit 1)),
+                 (select x.wake from flowdsl.executions x
+                  where x.owner is null and x.wake > now_ and x.status <> 'blocked' order by x.wake limit 1)),
            flowdsl.needs(), pg_current_wal_flush_lsn() - '0/0'::pg_lsn
       from flowdsl.workers w where not w.gone and w.id <> p_worker;
 end $$;

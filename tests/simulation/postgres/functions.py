@@ -228,6 +228,7 @@ _PLAIN: dict[str, tuple[Callable[..., Any], Any]] = {
     "array_remove": (lambda among, value: None if among is None else [one for one in among if one != value], _same),
     "string_to_array": (lambda text, by: text_of(text).split(by) if text else [], "text[]"),
     "chr": (chr, "text"),
+    "substr": (lambda value, first, count: value[first - 1 : first - 1 + count], _same),
     "array_to_string": (lambda among, by: by.join(text_of(one) for one in among if one is not None), "text"),
     "starts_with": (lambda text, start: text.startswith(start), "bool"),
     "left": (_left, "text"),

@@ -1,0 +1,1 @@
+"""The import of meal shorts: files from S3, rows to the order service."""

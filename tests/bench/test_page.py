@@ -1,0 +1,282 @@
+"""From figures to verdicts, tables and the page; and what is said of those who are not there."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+from attrs import evolve
+
+from flowdsl.cli import bench as command
+from flowdsl.cli import main
+from tests.bench import page
+from tests.bench.__main__ import arguments as read
+from tests.bench.__main__ import main as run
+from tests.bench.aims import verdicts
+from tests.bench.found import Found, Results
+from tests.bench.measured import Figures
+from tests.bench.peers import PARTIES, ROOT, Party, Silent
+from tests.bench.profiled import LOOP, ORDER, OTHER, Sampler, part_of
+from tests.bench.race import Race
+from tests.bench.sheets import results, sheets_of
+from tests.bench.workloads import WORKLOADS
+
+
+def facts(*found: Found, **more: Any) -> dict[str, Any]:
+    return {
+        "flowdsl": "0", "at": "2026-01-01T00:00:00+00:00", "form": "usual", "rounds": 2, "window_s": 1.0, "flush_ms": 0.0, "loop": "asyncio",
+        "machine": {"cores": 2, "system": "Linux", "python": "3.11", "load": 0.5}, "settings": {"fsync": "on"}, "took_s": 60.0,
+        "versions": {"DBOS": "3.4.0", "group commit": "0.32"}, "absent": {}, "fell_out": {}, "found": [one.plain() for one in found], **more,
+    }  # fmt: skip
+
+
+def figure(who: str, round: int, per_s: int, size: int = 256, workload: str = "seq", **more: Any) -> Found:
+    return Found(workload, size, who, round, per_s, 1.0, **more)
+
+
+def verdict(all: dict[str, Any], name: str) -> Any:
+    return next(one for one in verdicts(all) if one.aim.name == name)
+
+
+def test_a_ratio_is_the_median_of_the_rounds_that_both_were_in() -> None:
+    found = Results([figure("ours", 0, 100), figure("ours", 1, 300), figure("ours", 2, 900), figure("dbos", 0, 10), figure("dbos", 1, 10)])
+    assert found.ratios("seq", 256, "dbos") == [10.0, 30.0]
+    assert found.ratio("seq", 256, "dbos") == (20.0, 256)
+    assert found.ratio("seq", 256, "absurd") is None
+
+
+def test_who_was_measured_at_a_smaller_size_is_compared_by_rate_and_it_is_said() -> None:
+    some = [figure("ours", 0, 5000, 10_000, "wake"), figure("ours", 0, 9999, 1000, "wake"), figure("dbos", 0, 50, 1000, "wake")]
+    told = verdict(facts(*some), "10,000 woken: against DBOS")
+    assert told.found == 100.0 and told.met and told.remark == "theirs measured at 1,000"
+    told = verdict(facts(figure("ours", 0, 60, 2000, "people"), figure("client", 0, 100, 2000, "people")), "a sync of 50,000 people: share of "
+                   "a client without a journal")  # fmt: skip
+    assert told.found == 0.6 and told.met is False and told.remark.startswith("both measured at 2,000")
+
+
+@pytest.mark.parametrize(("ours", "met"), [(100, True), (99, False)])
+def test_an_aim_is_met_or_missed_by_what_was_measured(ours: int, met: bool) -> None:
+    all = facts(figure("ours", 0, ours, client_us=9000.0), figure("dbos", 0, 2))
+    told = verdict(all, "256 in flight: against DBOS")
+    assert told.met is met
+    assert ("✓" if met else "✗") in told.row()
+    assert met or "our own CPU, 9000 µs" in told.remark  # 99 a second of 9 ms: a core's
+
+
+def test_what_is_slow_for_waiting_is_not_blamed_on_the_cpu() -> None:
+    told = verdict(
+        facts(figure("ours", 0, 100, 1, client_us=1000.0, server_us=500.0), figure("bare", 0, 1000, 1)), "1 in flight: share of group commit"
+    )
+    assert told.found == 0.1 and "8,500 flush and waiting" in told.remark
+
+
+def test_costs_have_upper_bounds() -> None:
+    all = facts(
+        figure("ours", 0, 1, wal_bytes=450.0, client_us=61.0), profile={"256": {"client_us": 61.0, "parts": {"codec": 40.0, "machine": 21.0}}}
+    )
+    assert verdict(all, "WAL of a step, 256 in flight").met is True
+    told = verdict(all, "client CPU of a step, 256 in flight")
+    assert told.met is False and told.remark == "bound: codec 40 µs, machine 21 µs"
+    assert verdict(all, "worker memory above idle, 100,000 suspended").met is None
+
+
+def test_a_table_shows_median_spread_and_ratio() -> None:
+    all = facts(figure("ours", 0, 100), figure("ours", 1, 300), figure("dbos", 0, 10), figure("dbos", 1, 10), figure("dbos", 2, 40))
+    (speeds,) = sheets_of(all, "seq")
+    assert speeds.columns == ["", "flowdsl", "DBOS"]
+    assert speeds.rows == [["256", "200 (100–300)", "10.0 (10.0–40.0) · 20.0×"]]
+    assert sheets_of(all, "children") == []
+
+
+def test_the_page_is_made_from_the_document_alone(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    resumed = [{"shape": shape, "length": n, "rows": n, "load_ms": 1.0, "fold_ms": 1.0 * n, "bare_ms": 1.0, "worker_ms": 9.0, "ratio": 2.0}
+               for shape in ("steps", "rounds") for n in (1000, 10_000, 100_000)]  # fmt: skip
+    profile = {"256": {"client_us": 10.0, "samples": 9, "parts": {part: 1.0 for part in ORDER}}}
+    all = facts(
+        figure("ours", 0, 1234), figure("dbos", 0, 2), resume=resumed, profile=profile,
+        absent={"restate": "Restate is left out: no `restate-server` on PATH"}, fell_out={"wake dbos": "DBOS: it fell over"},
+    )  # fmt: skip
+    for place in ("one.md", "two.md"):
+        page.write(json.loads(json.dumps(all)), tmp_path / place)
+    text = (tmp_path / "one.md").read_text()
+    for wanted in (
+        "1,234",
+        "617×",
+        "| ✓ |",
+        "`fsync` on",
+        "DBOS 3.4.0",
+        "Restate is left out: no `restate-server` on PATH",
+        "wake dbos: DBOS: it fell over",
+    ):
+        assert wanted in text, wanted
+    plots = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert plots == ["profile.svg", "resume.svg", "seq.svg", "times.svg"]
+    for name in plots:
+        assert f"](one/{name})" in text
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()  # the same figures, the same files
+    assert ">DBOS</text>" in (tmp_path / "one" / "seq.svg").read_text()  # text stays text
+
+
+def test_a_document_that_is_none_makes_no_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "figures.json").write_text('{"found": []}')
+    assert run(["--page", str(tmp_path / "figures.json"), "--out", str(tmp_path / "page.md")]) == 1
+    assert "no page from" in capsys.readouterr().err and not (tmp_path / "page.md").exists()
+
+
+def test_the_page_that_is_here_is_one_that_was_made() -> None:
+    assert page.PAGE.read_text("utf-8").startswith("# Performance\n\nMade by `flowdsl bench --page`")
+
+
+# Who is not there
+
+
+def bench(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tests.bench", *arguments]
+    return subprocess.run(command, cwd=ROOT, env={**os.environ, **variables}, capture_output=True, text=True, timeout=100)
+
+
+def test_a_whole_run_says_who_is_missing_and_keeps_every_figure(server: str, tmp_path: Path) -> None:
+    document = tmp_path / "figures.json"
+    done = bench(
+        "seq", "inside", "--sizes", "2", "--rounds", "2", "--seconds", "0.05", "--peers", "temporal,restate", "--quick", "--database", server,
+        "--json", str(document), PATH="/nowhere",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for told in (
+        "Temporal's dev server is left out: no `temporal` on PATH",
+        "Restate is left out: no `restate-server` on PATH",
+        "DBOS is left out, as asked",
+    ):
+        assert told in done.stdout
+    assert "not durable" in done.stdout  # the server of the tests is a fast one
+    all = json.loads(document.read_text())
+    assert set(all["absent"]) == {"dbos", "absurd", "absurd8", "temporal", "restate"}
+    assert [(one.who, one.round) for one in results(all).all] == [(who, n) for n in (0, 1) for who in ("ours", "bare", "ends", "single")]
+    assert all["settings"]["fsync"] == "off" and all["inside_us"]
+
+
+async def test_a_run_that_is_cut_short_keeps_its_figures_and_leaves_nothing_behind(server: str, tmp_path: Path) -> None:
+    document = tmp_path / "figures.json"
+    arguments = ["seq", "--sizes", "1", "--rounds", "1000", "--seconds", "0.05", "--peers", "none", "--database", server, "--json", str(document)]
+    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "tests.bench", *arguments, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
+    assert process.stdout is not None
+    async with asyncio.timeout(100):
+        while b"round 2 of 1000" not in await process.stdout.readline():
+            pass
+        process.terminate()
+        await process.communicate()
+    assert process.returncode == 143
+    assert len(json.loads(document.read_text())["found"]) >= 8
+    connection = await asyncpg.connect(server)
+    assert await connection.fetchval(f"select count(*) from pg_database where datname like 'flowdsl_bench_%\\_{process.pid}'") == 0
+    await connection.close()
+
+
+def test_a_peer_that_is_not_installed_says_how_to_get_it() -> None:
+    gone = Party("x", "Peer X", "x", needs=("no_such_module",))
+    assert gone.missing() == 'Peer X is left out: pip install "flowdsl[bench]"'
+    assert evolve(gone, programs=("sh",)).missing() == "Peer X is left out: pip install no_such_module"
+    assert evolve(gone, programs=("no-such-program",)).missing() == "Peer X is left out: no `no-such-program` on PATH"
+    assert Party("y", "Peer Y", "y", needs=("json",), programs=("sh",)).missing() is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["nope"], "no such workload: nope (there are seq,"),
+        (["--peers", "camunda"], "no such peer: camunda"),
+        (["--flush-ms", "1", "--database", "postgresql:///x"], "leave out --database"),
+        (["--flush-ms", "200"], "100 ms at most"),
+        (["--quick", "--long"], "give one"),
+        (["--sizes", "a"], "no list of numbers"),
+        (["--rounds", "0"], "--rounds"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_what_can(arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        read(arguments)
+    assert ended.value.code == 2 and told in capsys.readouterr().err
+
+
+def test_the_command_line_finds_the_measurements_or_says_where_they_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    monkeypatch.chdir(tmp_path)
+    done = subprocess.run([sys.executable, "-m", "flowdsl", "bench", "--help"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "usage: flowdsl bench" in done.stdout and "slow-disk" in done.stdout
+    monkeypatch.setattr(command, "_checkout", lambda: None)
+    told = CliRunner().invoke(main, ["bench"])
+    assert told.exit_code == 2 and "a checkout of flowdsl's repository" in told.output
+
+
+# The rounds, and the samples
+
+
+class Stand:
+    """Takes the field's place and writes down who was asked."""
+
+    def __init__(self, slow: str = "", broken: str = "") -> None:
+        self.asked: list[str] = []
+        self.versions: dict[str, str] = {}
+        self._slow, self._broken = slow, broken
+
+    async def measured(self, name: str, do: str, size: int, seconds: float) -> Any:
+        self.asked.append(name)
+        if name == self._broken:
+            raise Silent(f"{PARTIES[name].title}: it fell over")
+        if name == self._slow:
+            await asyncio.sleep(0.02)
+        return Figures(10, 1.0)
+
+
+async def race(stand: Stand, patience: float) -> Race:
+    found = Race("", stand, 3, 1.0, lambda _: None)  # type: ignore[arg-type]
+    await found.run(evolve(WORKLOADS["fanout"], patience=patience), [1000], ["temporal", "restate"], 0.0)
+    return found
+
+
+async def test_rounds_are_interleaved_and_who_falls_out_is_kept() -> None:
+    stand = Stand(broken="dbos")
+    found = await race(stand, 100)
+    assert stand.asked == ["ours", "bare", "dbos", "absurd"] + ["ours", "bare", "absurd"] * 2
+    assert found.facts()["fell_out"] == {"fanout dbos": "DBOS: it fell over"}
+
+
+async def test_who_has_used_up_the_patience_sits_out_the_other_rounds() -> None:
+    stand = Stand(slow="dbos")
+    await race(stand, 0.015)
+    assert stand.asked.count("dbos") == 1 and stand.asked.count("absurd") == 3
+
+
+def test_files_belong_to_parts() -> None:
+    at = "/somewhere/site-packages"
+    assert part_of(f"{at}/flowdsl/machine.py") == "machine"
+    assert part_of(f"{at}/flowdsl/codec/build.py") == part_of("/usr/lib/python3.11/json/encoder.py") == "codec"
+    assert part_of(f"{at}/flowdsl/postgres/committer.py") == "committer"
+    assert part_of(f"{at}/flowdsl/postgres/worker.py") == part_of(f"{at}/flowdsl/replay.py") == "worker"
+    assert part_of(f"{at}/asyncpg/pool.py") == "driver"
+    assert part_of("/usr/lib/python3.11/asyncio/tasks.py") == LOOP
+    assert part_of("<attrs generated init flowdsl.flow.Perform>") == "machine"
+    assert part_of("/usr/lib/python3.11/functools.py") is None
+    assert part_of("/home/you/flowdsl/tests/bench/ours.py") == "the workflow, its activity, the measurement"
+
+
+def test_samples_are_charged_to_what_was_running() -> None:
+    from flowdsl.codec import codec
+
+    encode, sampler = codec(dict[str, list[int]]).encode, Sampler()
+    value = {str(n): list(range(20)) for n in range(200)}
+    with sampler.running():
+        for _ in range(20_000):
+            encode(value)
+            if sampler.parts.total() >= 20:
+                break
+    assert sampler.parts["codec"] >= 15 and sampler.parts[OTHER] == 0
