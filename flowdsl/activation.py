@@ -164,6 +164,10 @@ def live_entries(journal: Sequence[Entry]) -> list[Entry]:
 class Activation:
     """Drives the fold of one execution. All times are Postgres's (or virtual): upper bounds when something begins, lower when it is due."""
 
+    __slots__ = (
+        "_doubt", "_due", "_mailbox", "_stale", "_turn", "_waiting", "busy", "execution", "fold", "limits", "paused", "seen", "workflow",
+    )  # fmt: skip
+
     def __init__(
         self,
         execution: Execution,
@@ -186,7 +190,7 @@ class Activation:
         self._due: list[tuple[datetime, str]] = []
         self._stale = 0
         self._mailbox: dict[tuple[str, str, str | None], deque[Mail]] = {}
-        self._waiting: dict[tuple[str, str, str | None], deque[str]] = {}
+        self._waiting: dict[tuple[str, str, str | None], list[str]] = {}
 
     # What comes in
 
@@ -469,7 +473,7 @@ class Activation:
             self._stale = 0
             self._due = [due for due in self._due if due[1] in pending]
             heapify(self._due)
-            left = {key: deque(step for step in steps if step in pending) for key, steps in self._waiting.items()}
+            left = {key: [step for step in steps if step in pending] for key, steps in self._waiting.items()}
             self._waiting = {key: steps for key, steps in left.items() if steps}
 
     # Activities
@@ -568,14 +572,14 @@ class Activation:
             heappush(self._due, (due, one.step))
 
     def _wait(self, key: tuple[str, str, str | None], one: Pending, now: datetime) -> None:
-        self._waiting.setdefault(key, deque()).append(one.step)
+        self._waiting.setdefault(key, []).append(one.step)
         self._match(key, now)
 
     def _match(self, key: tuple[str, str, str | None], now: datetime) -> None:
         """Mail meets the steps that wait for it, oldest first on both sides."""
         mails, steps = self._mailbox.get(key), self._waiting.get(key)
         while mails and steps:
-            one = self.fold.machine.pending.get(steps.popleft())
+            one = self.fold.machine.pending.get(steps.pop(0))
             if one is None:
                 continue  # the wait was closed meanwhile; the mail stays for the next one
             mail = mails.popleft()

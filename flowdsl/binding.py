@@ -119,6 +119,7 @@ class Deployment:
     _workflows: dict[str, Workflow[Any, Any, Any]] = field(init=False, factory=dict[str, Workflow[Any, Any, Any]])
     _versions: dict[tuple[str, int], Workflow[Any, Any, Any]] = field(init=False, factory=dict[tuple[str, int], Workflow[Any, Any, Any]])
     _bindings: dict[str, Binding] = field(init=False, factory=dict[str, Binding])
+    _definitions: dict[tuple[str, int], Callable[[str], Workflow[Any, Any, Any]]] = field(init=False, factory=dict[Any, Any])
 
     def __attrs_post_init__(self) -> None:
         problems = list(self._gather_bindings())
@@ -177,7 +178,10 @@ class Deployment:
 
     def definitions(self, name: str, version: int) -> Callable[[str], Workflow[Any, Any, Any]]:
         """`workflow`, with that one in that version: what an execution of it is folded with."""
-        return lambda other: self.workflow(other, version if other == name else None)
+        found = self._definitions.get((name, version))
+        if found is None:  # kept: each execution that is in memory holds it
+            found = self._definitions[name, version] = lambda other: self.workflow(other, version if other == name else None)
+        return found
 
     @property
     def versions(self) -> tuple[tuple[str, int], ...]:

@@ -188,6 +188,10 @@ _INTERVENTION = codec(Intervention)
 class Fold:
     """A machine, folding the journal of one execution. Raises `Divergence` when an entry does not fit."""
 
+    __slots__ = (
+        "_begun", "_definitions", "at", "id", "machine", "position", "renewed",
+    )  # fmt: skip
+
     def __init__(self, execution: Execution, flow: Flow[Any, Any], definitions: Callable[[str], Workflow[Any, Any, Any]]) -> None:
         self.machine = Machine(execution, flow)
         self.id = execution.id

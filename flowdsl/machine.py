@@ -7,7 +7,6 @@ Steps are positions in the tree of fibers: they depend on the flow alone, never 
 from __future__ import annotations
 
 import traceback
-from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
 from datetime import datetime
@@ -335,6 +334,11 @@ class Machine:
     journal holds, and `replaying` says that there is more of it to come: who replays sets them, and ignores what happens on the way.
     """
 
+    __slots__ = (
+        "_flow", "_loops", "_queue", "_root", "closed", "effects", "execution", "exit", "failed_undos", "markers", "marks", "now", "opened",
+        "pending", "position", "replaying", "segment", "trace",
+    )  # fmt: skip
+
     def __init__(self, execution: Execution, flow: Flow[Any, Any]) -> None:
         self.execution, self._flow = execution, flow
         self.now = execution.started_at
@@ -351,7 +355,7 @@ class Machine:
         self.position = -1
         self.trace: Trace | None = None
         self._loops: dict[str, tuple[Fiber, _Iterate]] = {}
-        self._queue: deque[tuple[Fiber, Flow[Any, Any] | None, int, Any]] = deque()
+        self._queue: list[tuple[Fiber, Flow[Any, Any] | None, int, Any]] = []
         self._root = Fiber(None, None, 0, "")
 
     # Going in
@@ -466,14 +470,14 @@ class Machine:
     # The loop
 
     def _drain(self) -> None:
-        queue = self._queue
-        while queue:
-            fiber, flow, kind, value = queue.popleft()
-            if fiber.cancel is not None and not fiber.mask and not fiber.unwinding:
-                fiber.unwinding = True
-                if kind != DEFECT:
-                    flow, kind, value = None, CANCELLED, Cancelled(fiber.cancel)
-            self._run(fiber, flow, kind, value)
+        while self._queue:
+            queue, self._queue = self._queue, []  # first in, first out: what is queued meanwhile comes behind all of these
+            for fiber, flow, kind, value in queue:
+                if fiber.cancel is not None and not fiber.mask and not fiber.unwinding:
+                    fiber.unwinding = True
+                    if kind != DEFECT:
+                        flow, kind, value = None, CANCELLED, Cancelled(fiber.cancel)
+                self._run(fiber, flow, kind, value)
 
     def _go(self, fiber: Fiber, flow: Flow[Any, Any] | None, kind: int, value: Any) -> None:
         fiber.waiting = None

@@ -36,6 +36,12 @@ AGAIN = 0.1
 class Resident:
     """One execution in a worker's memory."""
 
+    __slots__ = (
+        "_behind", "_commits", "_deferred", "_held", "_in_flight", "_leaving", "_looked", "_looks", "_one_slot", "_slot", "_timer",
+        "activation", "attempts", "dropped", "epoch", "heartbeats", "host", "parent", "put_off_until", "scope", "since", "strangers",
+        "suspect", "waits", "weight",
+    )  # fmt: skip
+
     def __init__(self, host: Host, activation: Activation, epoch: int, *, parent: str | None, scope: str, suspect: bool = False) -> None:
         self.host, self.activation, self.epoch, self.parent, self.scope, self.suspect = host, activation, epoch, parent, scope, suspect
         self.attempts: dict[str, RunningAttempt] = {}
@@ -55,7 +61,7 @@ class Resident:
         self._held: list[Turn] = []
         self._timer: asyncio.TimerHandle | None = None
         self._slot: asyncio.Future[None] | None = None
-        self._one_slot = asyncio.Lock()
+        self._one_slot: asyncio.Lock | None = None
         self._looked: set[str] = set()
         self._looks = 0
         self._commits: dict[asyncio.Task[None], None] = {}
@@ -461,6 +467,7 @@ class Resident:
         task.add_done_callback(self._commits.pop)
 
     async def _commit_transaction(self, attempt: RunningAttempt, transaction: Transaction, exit: Success[Any]) -> None:
+        self._one_slot = self._one_slot or asyncio.Lock()
         async with self._one_slot:
             follows: Callable[[], object] = self.drop
             try:
