@@ -281,7 +281,7 @@ def test_so_is_all_else_that_leaves(make: str) -> None:
     }
     run = Worked(flows[make])
     assert "object" in defect_in(run.journal[0]).message
-    assert run.last.asks == [] and run.last.children == [] and run.last.mails == [] and run.last.audits == []
+    assert run.last.asks == [] and run.last.children == [] and run.last.mails == [] and not run.last.audits
     assert run.again(1, taken_over=True).entries == []
 
 
@@ -599,7 +599,7 @@ def test_a_report_is_told_once_and_not_in_replay() -> None:
     run = Worked(lambda: report("here", done=1, total=2).then(lambda _: plain(1)))
     assert [note.note for note in run.last.notes] == ["here"]
     run.ended("0", Failure(Unavailable(1)), 1)
-    assert run.again(2).notes == []
+    assert not run.again(2).notes
 
 
 def test_failed_undos_block_the_execution_and_are_listed() -> None:

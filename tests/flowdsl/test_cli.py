@@ -419,11 +419,11 @@ def test_the_setting_to_correct_is_the_one_that_was_used(folder: Path) -> None:
 def test_logs_go_to_stderr_wherever_the_option_stands(folder: Path) -> None:
     before = flowdsl(folder, "-v", "run", "work", "work.count", "--input", "1", "--json")
     assert document(before)["result"] == 1
-    assert "counting" in before.stderr
+    assert "execution.reports" in before.stderr and "counting" not in before.stderr  # what a note says is not for logs
     after = flowdsl(folder, "run", "work", "work.count", "--input", "1", "--json", "--verbose", "--log-json")
     lines = [json.loads(line) for line in after.stderr.splitlines() if line.startswith("{")]
-    assert any(line["event"] == "counting" and line["level"] == "info" for line in lines)
-    assert "counting" not in flowdsl(folder, "run", "work", "work.count", "--input", "1", "--json").stderr
+    assert any(line["event"] == "execution.reports" and line["done"] == 1 and line["level"] == "info" for line in lines)
+    assert "execution.reports" not in flowdsl(folder, "run", "work", "work.count", "--input", "1", "--json").stderr
 
 
 # Looking

@@ -463,7 +463,7 @@ def shrunk(seed: int, outcome: Outcome, *, bug: Bug | None = None, tries: int = 
     head = _head(outcome)
     for fault in [*reversed(outcome.faults)][:tries]:
         found = simulate(seed, bug=bug, skip=left | {fault.number})
-        if found.wrong and _head(found) == head:
+        if found.wrong and _head(found) == head and len(found.faults) < len(outcome.faults):  # left out, one may make room for others
             left, outcome = left | {fault.number}, found
     return outcome
 
