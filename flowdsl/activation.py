@@ -611,6 +611,7 @@ class Activation:
         self._turn.entries.append(self.fold.record(one.step, CHECKPOINT, body, now, live))
 
     def _begin_child(self, one: Pending, start: Start[Any], now: datetime) -> None:
+        self.fold.parental = True
         try:
             request = within(self.limits.request, "its input", self.fold.request(one))
         except (NotJournalable, TooLarge) as error:

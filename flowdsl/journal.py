@@ -189,7 +189,7 @@ class Fold:
     """A machine, folding the journal of one execution. Raises `Divergence` when an entry does not fit."""
 
     __slots__ = (
-        "_begun", "_definitions", "at", "id", "machine", "position", "renewed",
+        "_begun", "_definitions", "at", "id", "machine", "parental", "position", "renewed",
     )  # fmt: skip
 
     def __init__(self, execution: Execution, flow: Flow[Any, Any], definitions: Callable[[str], Workflow[Any, Any, Any]]) -> None:
@@ -198,6 +198,8 @@ class Fold:
         self.position = 0
         self.renewed: int | None = None
         """The position of the last intervention that made steps new: they have other idempotency keys since."""
+        self.parental = False
+        """Whether it may have children: it started one, or not all of its record was folded."""
         self.at = execution.started_at
         self._definitions = definitions
         self._begun = False
@@ -214,6 +216,7 @@ class Fold:
         for entry in entries:
             if entry.kind == OPERATOR and (seen_as := Intervention.of(entry).seen_as) is not None:
                 machine.execution = seen_as
+        self.parental = any(entry.position != index or entry.fingerprint.startswith("start ") for index, entry in enumerate(entries))
         last = max((index for index, entry in enumerate(entries) if entry.kind != OPERATOR), default=-1)
         machine.replaying = last >= 0
         self.begin()

@@ -30,8 +30,8 @@ def _call(function: str, *forms: str) -> str:
 
 
 _ENTRIES: Final = (_KINDS, _TIMES, _TEXTS, _TEXTS, _TEXTS, _AS_IS)
-_APPEND_ONE: Final = "select flowdsl.append_one($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
-_APPEND: Final = _call("append", _UUIDS, _INTS, _INTS, _FLAGS, *_ENTRIES, _AS_IS)
+_APPEND_ONE: Final = "select flowdsl.append_one($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
+_APPEND: Final = _call("append", _UUIDS, _INTS, _INTS, _FLAGS, *_ENTRIES, _AS_IS, *(_UUIDS, _WORDS, _AS_IS, _AS_IS))
 _COMMIT: Final = _call(
     "commit",
     *(_UUIDS, _INTS, _INTS, _WORDS, _TIMES, _INTS, _AS_IS, _AS_IS),  # turns
@@ -52,17 +52,25 @@ def append_one(worker: str, commit: Commit) -> tuple[Any, ...]:
     return (
         *(_APPEND_ONE, worker, commit.execution, entry.position, commit.epoch, entry.kind),
         *(entry.at, entry.step, entry.fingerprint, entry.site, entry.body),
+        *(commit.state, commit.exit, commit.cause),
     )
 
 
 def append(worker: str, batch: Sequence[Commit], careful: bool) -> tuple[Any, ...]:
-    """The statement that records turns of entries and nothing else, with its parameters."""
+    """The statement that records turns of entries and ends, and nothing else, with its parameters."""
     heads: list[str] = []
     for commit in batch:
         heads += ["t", *"f" * (len(commit.turn.entries) - 1)]
     entries = _Entries(batch)
     between = _between(*entries.texts)
-    return (_APPEND, worker, between, *entries.places, _array(heads), *entries.facts(between), careful)
+    ends = [commit for commit in batch if commit.state is not None]
+    return (
+        *(_APPEND, worker, between, *entries.places, _array(heads), *entries.facts(between), careful),
+        _array([commit.execution for commit in ends]),
+        _array([str(commit.state) for commit in ends]),
+        [commit.exit for commit in ends],
+        _given([commit.cause for commit in ends]),
+    )
 
 
 def commit(worker: str, batch: Sequence[Commit], careful: bool) -> tuple[Any, ...]:

@@ -25,6 +25,8 @@ from flowdsl.postgres.store import full, lost, reason, refuses, trace
 if TYPE_CHECKING:
     from flowdsl.postgres.watching import Watch
 
+ENDED = ("succeeded", "failed", "cancelled")
+
 Fate: TypeAlias = Literal["done", "awake", "again", "left", "fenced"]
 """done: recorded · awake: recorded, but not suspended, since mail came · again: was recorded before · left: another owner was first · fenced: this
 worker was declared gone."""
@@ -62,9 +64,17 @@ class Commit:
 
     @property
     def narrow(self) -> bool:
-        """Entries and nothing else: the light statement will do."""
+        """Entries, and perhaps an end, and nothing else: the light statement will do."""
         turn = self.turn
-        if self.state is not None or not turn.entries or turn.children or turn.mails or turn.takes or turn.cancels or turn.audits:
+        if (
+            not (self.state is None or self.state in ENDED)
+            or not turn.entries
+            or turn.children
+            or turn.mails
+            or turn.takes
+            or turn.cancels
+            or turn.audits
+        ):
             return False
         for entry in turn.entries:  # noqa: SIM110 (each step comes by here, and a generator costs more than what it does)
             if entry.live is not None:

@@ -38,7 +38,6 @@ class Starts:
         wishes, self._wishes = self._wishes, []
         for first in range(0, len(wishes), AT_ONCE):
             await self._these(wishes[first : first + AT_ONCE])
-            self._worker.kick()
 
     async def _these(self, wishes: list[tuple[NewStart, asyncio.Future[Started]]]) -> None:
         try:
@@ -60,7 +59,9 @@ class Starts:
         """What has no key cannot be another's: it begins here, without a claim, as long as there is room."""
         worker = self._worker
         if not worker.has_room or any(wish.key or wish.parent for wish in wishes):
-            return await worker.store.start(wishes)
+            started = await worker.store.start(wishes)
+            worker.kick()
+            return started
         ids = {wish.id for wish in wishes}
         self.beginning |= ids
         try:

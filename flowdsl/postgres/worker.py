@@ -312,7 +312,8 @@ class Worker:
         if turn.ended is not None:
             commit.exit, commit.cause = turn.ended.exit, turn.ended.cause
             if turn.ended.status != "blocked":
-                turn.cancels = [*turn.cancels, ""]
+                if resident.activation.fold.parental:
+                    turn.cancels = [*turn.cancels, ""]
                 if resident.parent is not None:
                     turn.mails.append(Sent(resident.parent, "exit", resident.id, turn.ended.exit, resident.id))
         self.committer.submit(commit)

@@ -5,14 +5,17 @@
 -- Lock order of every transaction: user rows → workers (key share) → aliases by key → executions by id → new executions by key →
 -- journal by (execution, position) → deliveries by key. Claims skip what is locked.
 
--- The narrow form: entries only. Rows come sorted by (execution, position); `head` marks the first of each turn.
+-- The narrow form: entries, and how executions end (x_*) that leave nothing else to do. Rows come sorted by (execution, position); `head` marks the
+-- first of each turn; each turn has one.
 -- Returns null when all turns were recorded, else one word a turn: done | again | left | fenced.
 -- Not `careful`: a first position that is taken is a unique violation, nothing is recorded, and the batch is sent again with care. Hardly ever is
 -- one taken, and to insert with a conflict clause costs a tenth more log.
 drop function if exists flowdsl.append(uuid, uuid[], integer[], integer[], boolean[], smallint[], timestamptz[], text[], text[], text[], bytea[]);
+drop function if exists flowdsl.append(uuid, uuid[], integer[], integer[], boolean[], smallint[], timestamptz[], text[], text[], text[], bytea[], boolean);
 create or replace function flowdsl.append(
   p_worker uuid, e_execution uuid[], e_position integer[], e_epoch integer[], e_head boolean[], e_kind smallint[], e_at timestamptz[],
-  e_step text[], e_fingerprint text[], e_site text[], e_body bytea[], p_careful boolean default true
+  e_step text[], e_fingerprint text[], e_site text[], e_body bytea[], p_careful boolean default true,
+  x_execution uuid[] default '{}', x_state text[] default '{}', x_exit bytea[] default '{}', x_cause text[] default '{}'
 ) returns text[] language plpgsql set plan_cache_mode = force_generic_plan as $$
 declare
   heads integer;
@@ -21,6 +24,9 @@ begin
   perform 1 from flowdsl.workers where id = p_worker and not gone for key share;
   if not found then
     return (select array_agg('fenced'::text) from unnest(e_head) h where h);
+  end if;
+  if cardinality(x_execution) > 0 then
+    perform 1 from flowdsl.executions where id = any(x_execution) order by id for no key update;
   end if;
   -- A conflict on the first position decides the whole turn: identity is (execution, position, epoch), never equal bytes.
   if p_careful then
@@ -55,6 +61,12 @@ begin
         as t(execution, position, epoch, head, kind, at, step, fingerprint, site, body)
      where not t.head and t.execution = any(won);
   end if;
+  if cardinality(x_execution) > 0 then
+    update flowdsl.executions x
+       set status = t.state, owner = null, wake = null, deaths = 0, exit = t.exit, cause = t.cause, ended = clock_timestamp()
+      from unnest(x_execution, x_state, x_exit, x_cause) as t(execution, state, exit, cause)
+     where x.id = t.execution and x.id = any(won);
+  end if;
   if coalesce(cardinality(won), 0) = heads then
     return null;
   end if;
@@ -67,20 +79,33 @@ begin
      where t.head);
 end $$;
 
--- The lightest form: one entry, with plain parameters, for who is alone, without care. True: recorded. False: ask `append`, which says why not.
+-- The lightest form: one entry, and perhaps an end, with plain parameters, for who is alone, without care. True: recorded. False: ask `append`, which
+-- says why not.
+drop function if exists flowdsl.append_one(uuid, uuid, integer, integer, smallint, timestamptz, text, text, text, bytea);
 create or replace function flowdsl.append_one(
   p_worker uuid, p_execution uuid, p_position integer, p_epoch integer, p_kind smallint, p_at timestamptz,
-  p_step text, p_fingerprint text, p_site text, p_body bytea
+  p_step text, p_fingerprint text, p_site text, p_body bytea, p_state text, p_exit bytea, p_cause text
 ) returns boolean language plpgsql as $$
 begin
   perform 1 from flowdsl.workers where id = p_worker and not gone for key share;
   if not found then
     return false;
   end if;
-  insert into flowdsl.journal (execution, position, epoch, kind, at, step, fingerprint, site, body)
-  select p_execution, p_position, p_epoch, p_kind, p_at, p_step, p_fingerprint, p_site, p_body
-    from flowdsl.executions x where x.id = p_execution and x.epoch = p_epoch and x.owner = p_worker;
-  return found;
+  if p_state is null then
+    insert into flowdsl.journal (execution, position, epoch, kind, at, step, fingerprint, site, body)
+    select p_execution, p_position, p_epoch, p_kind, p_at, p_step, p_fingerprint, p_site, p_body
+      from flowdsl.executions x where x.id = p_execution and x.epoch = p_epoch and x.owner = p_worker;
+    return found;
+  end if;
+  update flowdsl.executions x
+     set status = p_state, owner = null, wake = null, deaths = 0, exit = p_exit, cause = p_cause, ended = clock_timestamp()
+   where x.id = p_execution and x.epoch = p_epoch and x.owner = p_worker;
+  if found then
+    insert into flowdsl.journal (execution, position, epoch, kind, at, step, fingerprint, site, body)
+    values (p_execution, p_position, p_epoch, p_kind, p_at, p_step, p_fingerprint, p_site, p_body);
+    return true;
+  end if;
+  return false;
 end $$;
 
 -- The execution id that a text is, or null.
