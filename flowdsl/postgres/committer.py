@@ -140,6 +140,8 @@ class Committer:
     async def _run(self) -> None:
         while True:
             if not self._queue:
+                await asyncio.sleep(0)  # what follows at once from the last batch is here then, and nobody need be woken for it
+            if not self._queue:
                 self._wake.clear()
                 await self._wake.wait()
             await self._send(self._gathered())
