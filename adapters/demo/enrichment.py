@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-import signal
-import sys
-import tempfile
-from pathlib import Path
-
 import click
-from attrs import asdict
-from rich.console import Console
 
+from adapters.demo.front import performed
 from adapters.demo.lookups import Plan, play
-from adapters.demo.screen import Screen
-from flowdsl import FlowError
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -32,27 +22,4 @@ def main(addresses: int, seed: int, workers: int, faults: str, no_kill: bool, da
 
     Exit code 0 when its own books say that nothing was paid twice, nothing lost, and nothing processed twice; 1 otherwise.
     """
-    console = Console(stderr=as_json)
-    signal.signal(signal.SIGTERM, _stop)  # so that the processes that were started are ended too
-    with tempfile.TemporaryDirectory(prefix="flowdsl-demo-") as folder:
-        plan = Plan(addresses, seed, workers, faults, not no_kill, database, Path(folder))
-        try:
-            outcome = asyncio.run(play(plan, Screen(console, quiet=as_json)))
-        except FlowError as error:
-            raise click.ClickException(str(error)) from None
-        if as_json:
-            print(json.dumps({**asdict(outcome), "clean": outcome.clean}))
-        if not outcome.clean:
-            _show_logs(Path(folder), console)
-    sys.exit(0 if outcome.clean else 1)
-
-
-def _stop(*_: object) -> None:
-    sys.exit(143)
-
-
-def _show_logs(folder: Path, console: Console) -> None:
-    for log in sorted(folder.glob("*.log")):
-        lines = log.read_text(errors="replace").splitlines()[-15:]
-        if lines:
-            console.print(f"[dim]{log.name}[/]\n" + "\n".join(lines), markup=True, highlight=False)
+    performed(lambda folder, screen: play(Plan(addresses, seed, workers, faults, not no_kill, database, folder), screen), as_json=as_json)

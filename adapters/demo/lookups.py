@@ -15,7 +15,7 @@ import httpx2
 from attrs import define, field, frozen
 from standardwebhooks import Webhook as Standard
 
-from adapters.demo.play import _drop, _fresh
+from adapters.demo.front import store_for
 from adapters.demo.screen import Screen
 from adapters.demo.stage import Stage
 from adapters.fullenrich import callbacks, settings
@@ -25,8 +25,6 @@ from domains.enrichment.values import Upload
 from domains.enrichment.workflows import upload
 from flowdsl import FlowError
 from flowdsl.journal import codecs_of
-from flowdsl.postgres.choice import choose
-from flowdsl.postgres.schema import migrate
 from flowdsl.postgres.store import NewStart, Store, connect
 from flowdsl.postgres.worker import new_id
 
@@ -78,19 +76,11 @@ class Outcome:
 
 async def play(plan: Plan, screen: Screen) -> Outcome:
     """Raises `FlowError` when the stage cannot be set."""
-    with choose(plan.database) as choice:
-        dsn = plan.database or await _fresh(choice.dsn)
-        try:
-            screen.say(f"Postgres: {choice.source}")
-            await migrate(dsn, part(CONFIGURED).migrations)
-            async with await Store.open(dsn) as store:
-                with Stage(plan.folder) as stage:
-                    played = Play(plan, screen, store, stage)
-                    async with played.client:
-                        return await played.run()
-        finally:
-            if plan.database is None:
-                await _drop(choice.dsn, dsn)
+    async with store_for(plan.database, screen, part(CONFIGURED).migrations) as store:
+        with Stage(plan.folder) as stage:
+            played = Play(plan, screen, store, stage)
+            async with played.client:
+                return await played.run()
 
 
 class Play:

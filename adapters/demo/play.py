@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 from attrs import asdict, define, field, frozen
 
+from adapters.demo.front import store_for
 from adapters.demo.screen import Row, Screen
 from adapters.demo.stage import Stage
 from adapters.deployment import deployment
@@ -19,8 +18,6 @@ from domains.sync.values import MainSync
 from domains.sync.workflows import main_sync
 from flowdsl import FlowError
 from flowdsl.journal import codecs_of
-from flowdsl.postgres.choice import choose
-from flowdsl.postgres.schema import migrate
 from flowdsl.postgres.store import NewStart, Store, connect
 from flowdsl.postgres.worker import new_id
 
@@ -60,16 +57,8 @@ class Outcome:
 
 async def play(plan: Plan, screen: Screen) -> Outcome:
     """Raises `FlowError` when the stage cannot be set."""
-    with choose(plan.database) as choice:
-        dsn = plan.database or await _fresh(choice.dsn)
-        try:
-            screen.say(f"Postgres: {choice.source}")
-            await migrate(dsn, deployment.migrations)
-            async with await Store.open(dsn) as store:
-                return await _play(plan, screen, store)
-        finally:
-            if plan.database is None:
-                await _drop(choice.dsn, dsn)
+    async with store_for(plan.database, screen, deployment.migrations) as store:
+        return await _play(plan, screen, store)
 
 
 async def _play(plan: Plan, screen: Screen, store: Store) -> Outcome:
@@ -199,26 +188,3 @@ def _settle(address: str) -> None:
     import httpx2
 
     httpx2.post(f"{address}/_standin/settle", timeout=30).raise_for_status()
-
-
-async def _fresh(dsn: str) -> str:
-    """A database of its own in the same server."""
-    name = f"flowdsl_demo_{os.getpid()}_{os.urandom(3).hex()}"
-    connection = await connect(dsn)
-    try:
-        await connection.execute(f'create database "{name}"')
-    finally:
-        await connection.close()
-    return _with_database(dsn, name)
-
-
-async def _drop(server: str, dsn: str) -> None:
-    connection = await connect(server)
-    try:
-        await connection.execute(f'drop database if exists "{urlsplit(dsn).path[1:]}" with (force)')
-    finally:
-        await connection.close()
-
-
-def _with_database(dsn: str, name: str) -> str:
-    return urlunsplit(urlsplit(dsn)._replace(path="/" + name))

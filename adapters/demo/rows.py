@@ -13,7 +13,7 @@ from unittest.mock import patch
 import httpx2
 from attrs import define, field, frozen
 
-from adapters.demo.play import _drop, _fresh
+from adapters.demo.front import store_for
 from adapters.demo.screen import Screen
 from adapters.demo.stage import Stage
 from adapters.deployment import deployment
@@ -24,8 +24,6 @@ from domains.imports.values import ProcessMealShortsCsv
 from domains.imports.workflows import process_meal_shorts_csv
 from flowdsl import FlowError
 from flowdsl.journal import codecs_of
-from flowdsl.postgres.choice import choose
-from flowdsl.postgres.schema import migrate
 from flowdsl.postgres.store import NewStart, Store
 from flowdsl.postgres.worker import new_id
 
@@ -87,17 +85,9 @@ class Outcome:
 
 async def play(plan: Plan, screen: Screen) -> Outcome:
     """Raises `FlowError` when the stage cannot be set."""
-    with choose(plan.database) as choice:
-        dsn = plan.database or await _fresh(choice.dsn)
-        try:
-            screen.say(f"Postgres: {choice.source}")
-            await migrate(dsn, deployment.migrations)
-            async with await Store.open(dsn) as store:
-                with Stage(plan.folder) as stage:
-                    return await Play(plan, screen, store, stage).run()
-        finally:
-            if plan.database is None:
-                await _drop(choice.dsn, dsn)
+    async with store_for(plan.database, screen, deployment.migrations) as store:
+        with Stage(plan.folder) as stage:
+            return await Play(plan, screen, store, stage).run()
 
 
 class Play:

@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-import sys
-import tempfile
-from pathlib import Path
-
 import click
-from attrs import asdict
-from rich.console import Console
 
-from adapters.demo.play import Outcome, Plan, play
-from adapters.demo.screen import Screen
-from flowdsl import FlowError
+from adapters.demo.front import performed
+from adapters.demo.play import Plan, play
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -30,26 +21,4 @@ def main(people: int, seed: int, workers: int, faults: str, no_kill: bool, datab
 
     Exit code 0 when nothing is missing, doubled or stale; 1 otherwise.
     """
-    console = Console(stderr=as_json)
-    with tempfile.TemporaryDirectory(prefix="flowdsl-demo-") as logs:
-        plan = Plan(people, seed, workers, faults, not no_kill, database, Path(logs))
-        try:
-            outcome = asyncio.run(play(plan, Screen(console, quiet=as_json)))
-        except FlowError as error:
-            raise click.ClickException(str(error)) from None
-        if as_json:
-            print(json.dumps(_facts(outcome)))
-        if not outcome.clean:
-            _show_logs(Path(logs), console)
-    sys.exit(0 if outcome.clean else 1)
-
-
-def _facts(outcome: Outcome) -> dict[str, object]:
-    return {**asdict(outcome), "clean": outcome.clean}
-
-
-def _show_logs(folder: Path, console: Console) -> None:
-    for log in sorted(folder.glob("*.log")):
-        lines = log.read_text(errors="replace").splitlines()[-15:]
-        if lines:
-            console.print(f"[dim]{log.name}[/]\n" + "\n".join(lines), markup=True, highlight=False)
+    performed(lambda folder, screen: play(Plan(people, seed, workers, faults, not no_kill, database, folder), screen), as_json=as_json)
