@@ -323,8 +323,8 @@ async def test_subscribers_of_one_moment_are_one_batch(at: At, monkeypatch: pyte
 
 async def test_a_batch_by_hand(desk: Desk) -> None:
     id = await trigger_scheduled_enrichment_batch(desk.store)
-    assert await trigger_scheduled_enrichment_batch(desk.store) != id, "each time another"
     enrichment_id = await desk.waits(id)
+    assert await trigger_scheduled_enrichment_batch(desk.store) != id, "each time another, which finds nothing left to ask"
     news = EnrichmentResults(enrichment_id, "IN_PROGRESS", (Found(1, Profile("Kim")),))
     assert await emit_enrichment_complete(desk.store, id, news) == "sent"
     assert await emit_enrichment_complete(desk.store, id, news) == "again"
