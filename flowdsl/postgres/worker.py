@@ -72,7 +72,7 @@ class Tuning:
     claim: int = 128
     hints: bool = True
     """Whether it listens for the hints of other processes, on a connection of its own; without them the poll finds everything."""
-    warm: int = 1000
+    warm: int = 256
     """Suspended executions whose machines are kept, so that a wake-up need not fold their journals; 0 keeps none."""
     warm_bytes: int = 64 << 20
     """As much as may have been folded into those; they take a few times that of memory."""
