@@ -23,6 +23,8 @@ def shown(form: Any) -> str:
     """A type as it is written, without its modules."""
     if form is NoneType:
         return "None"
+    if get_origin(form) is Literal:
+        return " or ".join(map(repr, get_args(form)))
     return form.__name__ if isinstance(form, type) else re.sub(r"[\w<>]+\.(?=\w|<)", "", repr(form))
 
 
