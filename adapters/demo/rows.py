@@ -106,6 +106,7 @@ class Play:
         await self._put(storage, plan.rows)
         pids = [stage.worker(self._store.dsn, LEASE) for _ in range(plan.workers)]
         self._screen.say(f"{plan.workers} workers: processes {', '.join(map(str, pids))}; {plan.rows:,} rows in {URL}")
+        await self._gate(meals)
         await self._imported(outcome.first, meals)
         outcome.first.verdict = await verdict(meals, after_first(plan.catalogue, plan.rows))
         self._tell("first import", outcome.first)
@@ -151,7 +152,7 @@ class Play:
             raise FlowError(f"the import is {summary.status}: {summary.cause or summary.exit!r}")
         counts = json.loads(summary.exit or b"{}")["success"]["counts"]
         told.counts, told.entries = counts, summary.entries
-        told.rows_per_second = round((counts["done"] + counts["failed"]) / told.seconds, 1)
+        told.rows_per_second = round((counts.get("done", 0) + counts.get("failed", 0)) / told.seconds, 1)
         told.cpu_seconds = round(sum(_cpu(pid) for pid in self._running()), 1)
 
     async def _watch(self, id: str, told: Import, share: float) -> None:
@@ -162,13 +163,22 @@ class Play:
             self._screen.say(f"{share:4.0%} of the file, {told.live:,} live entries, {told.memory[-1]} MiB in a worker")
 
     async def _kill_when_due(self, id: str, told: Import, meals: str) -> None:
-        """In the first import, spread over its rows: as the order service has seen them, for that is the least delayed."""
-        if told is not self._outcome.first or not self._kills_left:
+        """In the first import, spread over its rows as the order service has seen them; it waits there for the kill, so no machine is too quick."""
+        if told is not self._outcome.first or (due := self._due) is None:
             return
-        asked = (await self._http.get(f"{meals}/_standin/counts")).json()["asked"]
-        if asked / self._plan.rows >= (self._plan.kills - self._kills_left + 1) / (self._plan.kills + 1):
+        if (await self._http.get(f"{meals}/_standin/counts")).json()["asked"] >= due:
             self._kills_left -= 1
             await self._kill(id)
+            await self._gate(meals)
+
+    @property
+    def _due(self) -> int | None:
+        """At how many rows the next worker is killed."""
+        plan = self._plan
+        return plan.rows * (plan.kills - self._kills_left + 1) // (plan.kills + 1) if self._kills_left else None
+
+    async def _gate(self, meals: str) -> None:
+        (await self._http.post(f"{meals}/_standin/gate", json={"asked": self._due})).raise_for_status()
 
     async def _kill(self, id: str) -> None:
         """Kills the worker that has the parent, else any, and starts another."""

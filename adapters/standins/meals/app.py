@@ -5,6 +5,7 @@ POST /v1/orders/check, /v1/shorts, /v1/confirmations: {"items": [{"order_id", "s
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from hmac import compare_digest
@@ -26,6 +27,22 @@ Deed = Callable[[Mapping[str, Any]], dict[str, Any]]
 def create_app(records: Records, faults: Faults | None = None, token: str = "token") -> Starlette:
     """The service over these records, which stay the caller's to look at."""
     weather = faults or Faults()
+    gate: int | None = None
+    moved = asyncio.Event()
+
+    async def check(request: Request) -> Response:
+        answer = await checked(request)
+        while gate is not None and len(records.asked) >= gate:
+            await moved.wait()
+        return answer
+
+    async def move(request: Request) -> Response:
+        """`{"asked": n}`: once so many rows have been looked at, answers about rows wait for the next move; with null they go out."""
+        nonlocal gate, moved
+        gate = json.loads(await request.body())["asked"]
+        before, moved = moved, asyncio.Event()
+        before.set()
+        return Response(status_code=204)
 
     def answers(deed: Deed) -> Callable[[Request], Awaitable[Response]]:
         async def endpoint(request: Request) -> Response:
@@ -50,14 +67,16 @@ def create_app(records: Records, faults: Faults | None = None, token: str = "tok
         records.mended, records.asked = True, {}
         return Response(status_code=204)
 
+    checked = answers(records.check)
     return Starlette(
         routes=[
-            Route("/v1/orders/check", answers(records.check), methods=["POST"]),
+            Route("/v1/orders/check", check, methods=["POST"]),
             Route("/v1/shorts", answers(records.make_good), methods=["POST"]),
             Route("/v1/confirmations", answers(records.confirm), methods=["POST"]),
             Route("/_standin/records", told),
             Route("/_standin/counts", counted),
             Route("/_standin/mend", mend, methods=["POST"]),
+            Route("/_standin/gate", move, methods=["POST"]),
         ]
     )
 
