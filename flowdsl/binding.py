@@ -170,6 +170,10 @@ class Deployment:
             raise NotFound(f"version of {name}", str(version), [str(known) for other, known in self._versions if other == name])
         return self._versions[name, version]
 
+    def knows(self, name: str, version: int) -> bool:
+        """Whether it has that version of a workflow."""
+        return (name, version) in self._versions
+
     def binding(self, activity: str) -> Binding:
         """Who implements that activity. Raises `NotFound`."""
         if activity not in self._bindings:

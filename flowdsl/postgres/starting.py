@@ -56,16 +56,30 @@ class Starts:
                 told.set_result(outcome)
 
     async def _outcomes(self, wishes: list[NewStart]) -> list[Started]:
-        """What has no key cannot be another's: it begins here, without a claim, as long as there is room."""
         worker = self._worker
-        if not worker.has_room or any(wish.key or wish.parent for wish in wishes):
-            started = await worker.store.start(wishes)
-            worker.kick()
-            return started
-        ids = {wish.id for wish in wishes}
-        self.beginning |= ids
+        here = self._to_begin_here(wishes)
+        self.beginning |= here
         try:
-            await worker.intake.take(await worker.store.begin(worker.id, wishes))
+            if len(here) == len(wishes) and not any(wish.key or wish.parent for wish in wishes):
+                told, begun = await worker.store.begin(worker.id, wishes)
+            else:
+                told, begun = await worker.store.start_here(wishes, worker.id if here else None, here)
+            await worker.intake.take(begun)
         finally:
-            self.beginning -= ids
-        return [Started(wish.id, "new", "running") for wish in wishes]
+            self.beginning -= here
+        if len(begun) < len(wishes):
+            worker.kick()
+        if any(one.outcome == "again" for one in told):
+            worker.look_around()  # it may be ours, and the answer that said so was lost
+        return told
+
+    def _to_begin_here(self, wishes: list[NewStart]) -> set[str]:
+        """What has room begins here, without a claim; of the children of an execution only so many as to leave something for other workers."""
+        worker = self._worker
+        room = worker.room
+        share = room if worker.store.hints.alone else min(room, worker.tuning.claim - len(worker.residents))
+        here: set[str] = set()
+        for wish in wishes:
+            if len(here) < (room if wish.parent is None else share) and worker.deployment.knows(wish.workflow, wish.version):
+                here.add(wish.id)
+        return here

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any, Literal, cast
@@ -205,26 +205,27 @@ class Store:
 
     async def start(self, wishes: Sequence[NewStart]) -> list[Started]:
         """Starts executions, in one statement. To repeat it changes nothing."""
-        wishes = self._kept(wishes)
-        columns = zip(
-            *(
-                (w.id, w.tenant, w.workflow, w.version, w.scope, w.key, w.reuse, w.request, w.parent, w.parent_step, w.detached, w.terminates)
-                for w in wishes
-            ),
-            strict=True,
-        )
+        return (await self.start_here(wishes, None, frozenset()))[0]
+
+    async def start_here(self, wishes: Sequence[NewStart], worker: str | None, here: Collection[str]) -> tuple[list[Started], list[Claimed]]:
+        """Starts executions; those of `here` begin as the worker's own, if they are new. Gives what became of each, and those that did."""
+        columns: list[list[Any]] = [[getattr(wish, name) for wish in wishes] for name in _STARTED]
+        columns[_STARTED.index("request")] = [wish.request for wish in self._kept(wishes)]
         rows = await self.again(
             "select * from flowdsl.start($1::uuid[],$2::text[],$3::text[],$4::int[],$5::text[],$6::text[],$7::text[],$8::bytea[],"
-            "$9::uuid[],$10::text[],$11::bool[],$12::bool[])",
-            *(list(column) for column in columns),
+            "$9::uuid[],$10::text[],$11::bool[],$12::bool[],$13,$14::bool[])",
+            *columns,
+            worker,
+            [wish.id in here for wish in wishes],
         )
         found = {str(row["asked"]): Started(str(row["id"]), row["outcome"], row["status"]) for row in rows}
-        for wish in {wish.workflow: wish for wish in wishes}.values():  # of each workflow one: whoever comes for it takes more
+        began = {str(row["id"]): row["started"] for row in rows if row["mine"]}
+        for wish in {wish.workflow: wish for wish in wishes if wish.id not in began}.values():  # of each one: whoever comes for it takes more
             self.hints.tell(wish.tenant, "", wish.id)
-        return [found[wish.id] for wish in wishes]
+        return [found[wish.id] for wish in wishes], [_begun(wish, began[wish.id]) for wish in wishes if wish.id in began]
 
-    async def begin(self, worker: str, wishes: Sequence[NewStart]) -> list[Claimed]:
-        """Starts executions without a key as the worker's own. Gives those that are; the others are for anybody to claim."""
+    async def begin(self, worker: str, wishes: Sequence[NewStart]) -> tuple[list[Started], list[Claimed]]:
+        """Starts executions without a key or a parent as the worker's own. Gives what became of each, and those that began so."""
         kept = self._kept(wishes)
         rows = await self.again(
             "select * from flowdsl.begin($1, $2::uuid[], $3::text[], $4::text[], $5::int[], $6::bytea[])",
@@ -235,12 +236,11 @@ class Store:
             [w.version for w in wishes],
             [w.request for w in kept],
         )
+        new = {str(row["id"]) for row in rows}
+        known = {one.id: one for one in await self.start(left)} if (left := [wish for wish in wishes if wish.id not in new]) else {}
         began = {str(row["id"]): row["started"] for row in rows if row["mine"]}
-        return [
-            Claimed(w.id, w.tenant, w.workflow, w.version, "", None, None, False, 1, 0, 0, w.request, began[w.id], False, False)
-            for w in wishes
-            if w.id in began
-        ]
+        told = [known.get(wish.id) or Started(wish.id, "new", "running") for wish in wishes]
+        return told, [_begun(wish, began[wish.id]) for wish in wishes if wish.id in began]
 
     def _kept(self, wishes: Sequence[NewStart]) -> Sequence[NewStart]:
         """With their inputs as rows hold them."""
@@ -468,6 +468,34 @@ select x.*, n.note, n.done, n.total, (select coalesce(max(j.position) + 1, 0) fr
   left join lateral (select * from flowdsl.notes o where o.execution = p.id offset 0) n on true
  order by p.started desc, p.id desc
 """
+
+
+_STARTED = (
+    *("id", "tenant", "workflow", "version", "scope", "key", "reuse", "request"),
+    *("parent", "parent_step", "detached", "terminates"),
+)
+"""What `flowdsl.start` takes of a wish, in its order."""
+
+
+def _begun(wish: NewStart, started: datetime) -> Claimed:
+    """An execution that began as the worker's own."""
+    return Claimed(
+        wish.id,
+        wish.tenant,
+        wish.workflow,
+        wish.version,
+        wish.scope,
+        wish.key,
+        wish.parent,
+        wish.detached,
+        1,
+        0,
+        0,
+        wish.request,
+        started,
+        False,
+        False,
+    )
 
 
 def _entry(row: Any) -> Entry:

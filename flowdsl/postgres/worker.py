@@ -274,11 +274,16 @@ class Worker:
         return len(self.residents) >= self.tuning.capacity
 
     @property
+    def room(self) -> int:
+        """How many executions may begin here now."""
+        if self._stopping or self.outdated or self.committer.full or self.spent.is_set() or not self.fit:
+            return 0
+        return max(0, self.tuning.capacity - len(self.residents) - len(self.starts.beginning) - self.intake.asked)
+
+    @property
     def has_room(self) -> bool:
         """Whether an execution may begin here now."""
-        closed = self._stopping or self.outdated or self.committer.full or self.spent.is_set()
-        coming = len(self.starts.beginning) + self.intake.asked
-        return not closed and self.fit and len(self.residents) + coming < self.tuning.capacity
+        return self.room > 0
 
     @property
     def trouble(self) -> str | None:
