@@ -163,7 +163,7 @@ class Fiber:
         self.mask = 0
         self.cancel: str | None = None
         self.unwinding = False
-        self.waiting: Pending | _Branches | None = None
+        self.waiting: str | _Branches | None = None  # an open step by its name: by itself it would be a cycle, left to the collector
         self.loop: _Iterate | None = parent.loop if parent else None
         self.saga: _Saga | None = parent.saga if parent else None
 
@@ -656,7 +656,8 @@ class Machine:
 
     def _open(self, fiber: Fiber, instruction: Instruction) -> None:
         step = self._step(fiber)
-        one = fiber.waiting = self.pending[step] = Pending(step, instruction, fiber, self.now)
+        fiber.waiting = step
+        one = self.pending[step] = Pending(step, instruction, fiber, self.now)
         self.opened.append(one)
 
     def _changed(self, fiber: Fiber, marker: Changed) -> bool:
@@ -734,10 +735,10 @@ class Machine:
     def _deliver(self, fiber: Fiber, reason: str) -> list[Fiber]:
         """A cancellation reaches an unmasked fiber where it waits: gives the branches to go on with. One that is about to run finds it there."""
         waiting = fiber.waiting
-        if isinstance(waiting, Pending):
-            if not isinstance(waiting.instruction, Start):  # a start is answered first: otherwise nobody would know the child
-                del self.pending[waiting.step]
-                self.closed.append(waiting.step)
+        if isinstance(waiting, str):
+            if not isinstance(self.pending[waiting].instruction, Start):  # a start is answered first: otherwise nobody would know the child
+                del self.pending[waiting]
+                self.closed.append(waiting)
                 self._go(fiber, None, CANCELLED, Cancelled(reason))
         elif waiting is not None:
             if waiting.kind != DEFECT:
@@ -831,7 +832,8 @@ class Machine:
                 loop.round, loop.state = loop.round + 1, value.state
                 return self._round(fiber, loop)
             asked = Checkpoint(loop.round + 1, value.state, loop.initial, loop.node.step)
-            one = fiber.waiting = self.pending[loop.base] = Pending(loop.base, asked, fiber, self.now)
+            fiber.waiting = loop.base
+            one = self.pending[loop.base] = Pending(loop.base, asked, fiber, self.now)
             self.opened.append(one)
             return None, 0, None
         self._close_loop(fiber, loop)
@@ -868,8 +870,8 @@ class Machine:
         fiber.loop, fiber.saga, fiber.mask = loop, loop.saga, loop.mask
 
     def _forget(self, fiber: Fiber) -> None:
-        if isinstance(fiber.waiting, Pending):
-            self.pending.pop(fiber.waiting.step, None)
+        if isinstance(fiber.waiting, str):
+            self.pending.pop(fiber.waiting, None)
         fiber.waiting = None
 
 

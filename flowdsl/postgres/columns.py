@@ -31,7 +31,7 @@ def _call(function: str, *forms: str) -> str:
 
 _ENTRIES: Final = (_KINDS, _TIMES, _TEXTS, _TEXTS, _TEXTS, _AS_IS)
 _APPEND_ONE: Final = "select flowdsl.append_one($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
-_APPEND: Final = _call("append", _UUIDS, _INTS, _INTS, _FLAGS, *_ENTRIES, _AS_IS, *(_UUIDS, _WORDS, _AS_IS, _AS_IS))
+_APPEND: Final = _call("append", _UUIDS, _INTS, _INTS, _FLAGS, *_ENTRIES, _AS_IS, *(_UUIDS, _WORDS, _AS_IS, _AS_IS), *(_UUIDS, _INTS))
 _COMMIT: Final = _call(
     "commit",
     *(_UUIDS, _INTS, _INTS, _WORDS, _TIMES, _INTS, _AS_IS, _AS_IS),  # turns
@@ -57,7 +57,7 @@ def append_one(worker: str, commit: Commit) -> tuple[Any, ...]:
 
 
 def append(worker: str, batch: Sequence[Commit], careful: bool) -> tuple[Any, ...]:
-    """The statement that records turns of entries and ends, and nothing else, with its parameters."""
+    """The statement that records turns of entries, mail that is taken and ends, and nothing else, with its parameters."""
     heads: list[str] = []
     for commit in batch:
         heads += ["t", *"f" * (len(commit.turn.entries) - 1)]
@@ -70,6 +70,7 @@ def append(worker: str, batch: Sequence[Commit], careful: bool) -> tuple[Any, ..
         _array([str(commit.state) for commit in ends]),
         [commit.exit for commit in ends],
         _given([commit.cause for commit in ends]),
+        *_takes(batch),
     )
 
 
@@ -77,7 +78,6 @@ def commit(worker: str, batch: Sequence[Commit], careful: bool) -> tuple[Any, ..
     """The statement that records turns whatever they hold, with its parameters."""
     entries = _Entries(batch)
     children = [(commit, child) for commit in batch for child in commit.turn.children]
-    takes = [(commit.execution, seq) for commit in batch for seq in commit.turn.takes]
     mails = [(commit.execution, mail) for commit in batch for mail in commit.turn.mails]
     scopes = [(commit.execution, f"{scope}." if scope else "") for commit in batch for scope in commit.turn.cancels]
     audits = [(commit, event, facts) for commit in batch for event, facts in commit.turn.audits]
@@ -108,8 +108,7 @@ def commit(worker: str, batch: Sequence[Commit], careful: bool) -> tuple[Any, ..
         [child.request for _, child in children],
         steps,
         _array(["t" if child.detached else "f" for _, child in children]),
-        _array([execution for execution, _ in takes]),
-        _array([str(seq) for _, seq in takes]),
+        *_takes(batch),
         _array([execution for execution, _ in mails]),
         *(to, kinds, names),
         [mail.body for _, mail in mails],
@@ -152,6 +151,12 @@ class _Entries:
             *(_joined(texts, between) for texts in self.texts),
             [entry.body for entry in self.all],
         )
+
+
+def _takes(batch: Sequence[Commit]) -> tuple[str, str]:
+    """The mail that is taken: whose, and which."""
+    takes = [(commit.execution, str(seq)) for commit in batch for seq in commit.turn.takes]
+    return _array([execution for execution, _ in takes]), _array([seq for _, seq in takes])
 
 
 def _between(*columns: Sequence[str]) -> str:

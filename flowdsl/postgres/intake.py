@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 log = structlog.get_logger("flowdsl")
 
 
+MUCH = 1024
+"""Executions in one claim."""
+
+
 class Intake:
     """Fills `Worker.residents`. Everything here may be repeated, and is, at each look around."""
 
@@ -35,13 +39,15 @@ class Intake:
         """Residents that have mail, as far as somebody said so."""
         self.asked = 0
         """Executions that a claim under way may bring."""
+        self._much = worker.tuning.claim
+        """How many the next claim asks for: twice as many as the last while more is due, for each claim reads past what was claimed before."""
         self._told: dict[str, dict[str, bytes]] = {}
         """What earlier attempts have told, on its way to their residents."""
 
     async def claim(self) -> bool:
         """Takes what is due. True when there may be more at once."""
         worker = self._worker
-        room = min(worker.tuning.claim, worker.tuning.capacity - len(worker.residents) - len(worker.starts.beginning))
+        room = min(self._much, worker.tuning.capacity - len(worker.residents) - len(worker.starts.beginning))
         if room <= 0 or worker.outdated or worker.committer.full or worker.spent.is_set():
             return False
         self.asked = room
@@ -76,7 +82,9 @@ class Intake:
                 log.error("execution.blocked", execution=one.id, cause="three workers died while they had it")
                 worker.ends.tell(one.id)
         await self.take([one for one in found if not one.blocked])
-        return len(rows) >= room
+        more = len(rows) >= room
+        self._much = min(2 * room, MUCH) if more else worker.tuning.claim
+        return more
 
     async def take(self, found: Sequence[Claimed]) -> None:
         """Goes on with those that are warm; loads and folds the others."""

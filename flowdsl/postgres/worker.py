@@ -19,6 +19,7 @@ from flowdsl import chance
 from flowdsl.activation import Sent, Turn
 from flowdsl.attempt import RunningAttempt
 from flowdsl.binding import Deployment
+from flowdsl.collector import sweep
 from flowdsl.definition import Workflow
 from flowdsl.errors import FlowError, KeyMissing, Rejected, StoreError
 from flowdsl.flow import Exit, Report
@@ -526,6 +527,7 @@ class Worker:
     async def _look_around(self) -> None:
         self._look_at = _now() + self.tuning.poll * (0.8 + 0.4 * chance.random())
         self._due_at(await self.intake.look_around())
+        sweep()
         self.chore("seal", lambda: seal(self.store))
         self.chore("heartbeats", self.heartbeats.sweep)
 

@@ -8,6 +8,7 @@ import os
 import random
 import signal as signals
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Never
 from urllib.parse import urlsplit, urlunsplit
@@ -27,6 +28,7 @@ from flowdsl import (
     Steps,
     Success,
     TimedOut,
+    Workflow,
     activity,
     all_,
     bind,
@@ -98,17 +100,19 @@ class TestRunning:
         assert [entry.position for entry in await stage.journal(id)] == [0, 1, 2]
         assert {key for _, _, key in stage.calls} == {f"{id}/{n}" for n in range(3)}
 
-    async def test_what_has_ended_leaves_nothing_to_the_cyclic_collector(self, stage: Stage) -> None:
-        """Else it takes a tenth of a worker's time to look for what it left."""
-        async with stage.worker(steps) as worker:
-            await worker.wait(await worker.start(steps, "abc"))
+    @pytest.mark.parametrize("flow", [steps, slow], ids=["steps", "suspended"])
+    async def test_what_has_ended_leaves_nothing_to_the_cyclic_collector(self, stage: Stage, flow: Workflow[Any, Any, Any]) -> None:
+        """Else it takes a tenth of a worker's time to look for what it left, when many are woken a quarter."""
+        async with stage.worker(flow, warm=0) as worker:
+            request = "abc" if flow is steps else "400ms"
+            await worker.wait(await worker.start(flow, request))
             await asyncio.sleep(0.1)
             gc.collect()
             gc.disable()
             try:
                 gc.set_debug(gc.DEBUG_SAVEALL)
                 for _ in range(3):
-                    await worker.wait(await worker.start(steps, "abc"))
+                    await worker.wait(await worker.start(flow, request))
                 await asyncio.sleep(0.1)
                 gc.collect()
             finally:
@@ -160,10 +164,10 @@ class TestRunning:
 
         ids: list[str] = []
         for _ in range(2):
+            calls = len(stage.calls)
             async with stage.worker(patient) as worker:
                 if not ids:
                     ids.append(await worker.start(patient, "a"))
-                calls = len(stage.calls)
                 await eventually(lambda calls=calls: len(stage.calls) > calls, "an attempt")  # type: ignore[misc]
                 await eventually(lambda worker=worker: not any(one.attempts for one in worker.residents.values()), "it has ended")  # type: ignore[misc]
         async with stage.worker(patient) as worker:
@@ -582,7 +586,7 @@ class TestTransactions:
             id = await worker.start(marks, "a")
             assert await worker.wait(id) == Success(["a"])
         assert await stage.marks() == ["a"]
-        assert stage.counts == {"a": 2}
+        assert stage.counts["a"] >= 2, "the second too where the machine is frozen for so long"
 
     async def test_more_of_them_than_connections(self, stage: Stage) -> None:
         async with stage.worker(marks, transactions=2) as worker:
@@ -775,6 +779,7 @@ async def _nothing() -> None: ...
 
 
 class TestMemory:
+    @pytest.mark.shows("S2.3")
     async def test_who_only_waits_is_not_in_memory(self, stage: Stage) -> None:
         async with stage.workers(2, waits, slow) as (worker, other):
             waiting = [await worker.start(waits, "") for _ in range(20)]
@@ -879,13 +884,14 @@ class TestOwnership:
 
     async def test_a_dead_workers_executions_are_taken_over(self, stage: Stage) -> None:
         stage.gate("b")
-        async with stage.worker(steps, lease=1.0) as dying, stage.worker(steps, lease=1.0, capacity=0) as survivor:
+        async with AsyncExitStack() as stack:
+            dying = await stack.enter_async_context(stage.worker(steps, lease=1.0))
             id = await dying.start(steps, "abc")
             await stage.at_gate("b")
             stage.gates.pop("b")
             dying.heart.stop()  # as if the process were frozen
             dying._stopping = True
-            survivor.tuning = dying.tuning
+            survivor = await stack.enter_async_context(stage.worker(steps, lease=1.0))
             await stage.at_gate("b")
             stage.open_gate("b")
             assert await survivor.wait(id) == Success("abc")
@@ -960,9 +966,11 @@ class TestFaults:
 
             async def nemesis() -> None:
                 nonlocal killed
-                for _ in range(25):
+                for number in range(1000):
                     await asyncio.sleep(0.06)
                     killed += await stage.kill_connections()
+                    if number >= 25 and killed > 50:  # a machine that is busy connects slowly
+                        break
 
             await asyncio.gather(nemesis(), *(worker.wait(id) for id in ids))
             assert [await worker.wait(id) for id in ids] == expected(50)
@@ -973,9 +981,15 @@ class TestFaults:
         """One answer in ten to what records something, or commits a transaction, never arrives."""
         seed = random.randrange(2**32)
         print("seed", seed)
-        draw = random.Random(seed)
+        draw, lost = random.Random(seed), list[bool]()
+
+        def next_lost() -> bool:
+            if not lost:  # of each ten, one
+                lost.extend(draw.sample([True, *[False] * 9], 10))
+            return lost.pop()
+
         async with proxied(stage.dsn) as proxy, stage.worker(mixed, dsn=proxy.dsn) as worker:
-            proxy.swallows = lambda wire, sent: (records(wire, sent) or commits_a_transaction(wire, sent)) and draw.random() < 0.1
+            proxy.swallows = lambda wire, sent: (records(wire, sent) or commits_a_transaction(wire, sent)) and next_lost()
             ids = await mixed_load(stage, worker, 30)
             assert [await worker.wait(id) for id in ids] == expected(30)
             assert proxy.swallowed > 5

@@ -5,17 +5,20 @@
 -- Lock order of every transaction: user rows → workers (key share) → aliases by key → executions by id → new executions by key →
 -- journal by (execution, position) → deliveries by key. Claims skip what is locked.
 
--- The narrow form: entries, and how executions end (x_*) that leave nothing else to do. Rows come sorted by (execution, position); `head` marks the
+-- The narrow form: entries, the mail that they take (k_*), and how executions end (x_*) that leave nothing else to do. Rows come sorted by (execution, position); `head` marks the
 -- first of each turn; each turn has one.
 -- Returns null when all turns were recorded, else one word a turn: done | again | left | fenced.
 -- Not `careful`: a first position that is taken is a unique violation, nothing is recorded, and the batch is sent again with care. Hardly ever is
 -- one taken, and to insert with a conflict clause costs a tenth more log.
 drop function if exists flowdsl.append(uuid, uuid[], integer[], integer[], boolean[], smallint[], timestamptz[], text[], text[], text[], bytea[]);
 drop function if exists flowdsl.append(uuid, uuid[], integer[], integer[], boolean[], smallint[], timestamptz[], text[], text[], text[], bytea[], boolean);
+drop function if exists flowdsl.append(
+  uuid, uuid[], integer[], integer[], boolean[], smallint[], timestamptz[], text[], text[], text[], bytea[], boolean, uuid[], text[], bytea[], text[]);
 create or replace function flowdsl.append(
   p_worker uuid, e_execution uuid[], e_position integer[], e_epoch integer[], e_head boolean[], e_kind smallint[], e_at timestamptz[],
   e_step text[], e_fingerprint text[], e_site text[], e_body bytea[], p_careful boolean default true,
-  x_execution uuid[] default '{}', x_state text[] default '{}', x_exit bytea[] default '{}', x_cause text[] default '{}'
+  x_execution uuid[] default '{}', x_state text[] default '{}', x_exit bytea[] default '{}', x_cause text[] default '{}',
+  k_execution uuid[] default '{}', k_seq integer[] default '{}'
 ) returns text[] language plpgsql set plan_cache_mode = force_generic_plan as $$
 declare
   heads integer;
@@ -60,6 +63,10 @@ begin
       from unnest(e_execution, e_position, e_epoch, e_head, e_kind, e_at, e_step, e_fingerprint, e_site, e_body)
         as t(execution, position, epoch, head, kind, at, step, fingerprint, site, body)
      where not t.head and t.execution = any(won);
+  end if;
+  if cardinality(k_execution) > 0 then
+    delete from flowdsl.mailbox b using unnest(k_execution, k_seq) as k(execution, seq)
+     where b.execution = k.execution and b.seq = k.seq and k.execution = any(won);
   end if;
   if cardinality(x_execution) > 0 then
     update flowdsl.executions x
