@@ -39,6 +39,19 @@ async def open_pool(dsn: str, *, size: int, name: str = _NAME, keeps_state: bool
         raise refused(dsn, error) from error
 
 
+async def reached(dsn: str, pool: Any) -> None:
+    """A pool has opened its first connection. Raises `StoreError`, with the remedy, and the pool is of no use then."""
+    try:
+        async with pool.acquire(timeout=_OPENING):
+            return
+    except _CANNOT as error:
+        pool.terminate()
+        raise refused(dsn, error) from error
+    except BaseException:
+        pool.terminate()
+        raise
+
+
 def _driver(dsn: str) -> Any:
     return drivers.get(dsn, asyncpg)
 

@@ -19,7 +19,7 @@ from flowdsl.postgres.connection import Connection as Connection
 from flowdsl.postgres.connection import connect as connect
 from flowdsl.postgres.connection import full as full
 from flowdsl.postgres.connection import lost as lost
-from flowdsl.postgres.connection import open_pool, pooled
+from flowdsl.postgres.connection import open_pool, pooled, reached
 from flowdsl.postgres.connection import reason as reason
 from flowdsl.postgres.connection import refused as refused
 from flowdsl.postgres.connection import refuses as refuses
@@ -146,7 +146,6 @@ class Store:
     async def open(cls, dsn: str, *, size: int = 10, encryption: Encryption | None = None) -> Store:
         """Raises `StoreError` when the database cannot be reached. Without `encryption` the keys are those of the environment, if it names any."""
         encryption = from_surroundings() if encryption is None else encryption
-        await (await connect(dsn)).close()
         met: list[Store] = []
 
         async def meet(connection: Connection) -> None:
@@ -154,6 +153,7 @@ class Store:
 
         store = cls(dsn, await open_pool(dsn, size=size, command_timeout=60, init=meet), await pooled(dsn), encryption)
         met.append(store)
+        await reached(dsn, store.pool)
         return store
 
     async def meet(self, connection: Connection) -> None:
@@ -209,12 +209,11 @@ class Store:
 
     async def start_here(self, wishes: Sequence[NewStart], worker: str | None, here: Collection[str]) -> tuple[list[Started], list[Claimed]]:
         """Starts executions; those of `here` begin as the worker's own, if they are new. Gives what became of each, and those that did."""
-        columns: list[list[Any]] = [[getattr(wish, name) for wish in wishes] for name in _STARTED]
-        columns[_STARTED.index("request")] = [wish.request for wish in self._kept(wishes)]
+        kept = self._kept(wishes)
         rows = await self.again(
             "select * from flowdsl.start($1::uuid[],$2::text[],$3::text[],$4::int[],$5::text[],$6::text[],$7::text[],$8::bytea[],"
             "$9::uuid[],$10::text[],$11::bool[],$12::bool[],$13,$14::bool[])",
-            *columns,
+            *([getattr(wish, name) for wish in kept] for name in _STARTED),
             worker,
             [wish.id in here for wish in wishes],
         )
@@ -227,20 +226,20 @@ class Store:
     async def begin(self, worker: str, wishes: Sequence[NewStart]) -> tuple[list[Started], list[Claimed]]:
         """Starts executions without a key or a parent as the worker's own. Gives what became of each, and those that began so."""
         kept = self._kept(wishes)
-        rows = await self.again(
-            "select * from flowdsl.begin($1, $2::uuid[], $3::text[], $4::text[], $5::int[], $6::bytea[])",
-            worker,
-            [w.id for w in wishes],
-            [w.tenant for w in wishes],
-            [w.workflow for w in wishes],
-            [w.version for w in wishes],
-            [w.request for w in kept],
-        )
-        new = {str(row["id"]) for row in rows}
-        known = {one.id: one for one in await self.start(left)} if (left := [wish for wish in wishes if wish.id not in new]) else {}
+        try:
+            rows = await self.again(
+                "select * from flowdsl.begin($1, $2::uuid[], $3::text[], $4::text[], $5::int[], $6::bytea[])",
+                worker,
+                [w.id for w in wishes],
+                [w.tenant for w in wishes],
+                [w.workflow for w in wishes],
+                [w.version for w in wishes],
+                [w.request for w in kept],
+            )
+        except asyncpg.UniqueViolationError:
+            return await self.start_here(wishes, worker, {wish.id for wish in wishes})
         began = {str(row["id"]): row["started"] for row in rows if row["mine"]}
-        told = [known.get(wish.id) or Started(wish.id, "new", "running") for wish in wishes]
-        return told, [_begun(wish, began[wish.id]) for wish in wishes if wish.id in began]
+        return [Started(wish.id, "new", "running") for wish in wishes], [_begun(wish, began[wish.id]) for wish in wishes if wish.id in began]
 
     def _kept(self, wishes: Sequence[NewStart]) -> Sequence[NewStart]:
         """With their inputs as rows hold them."""

@@ -71,8 +71,9 @@ begin
   end loop;
 end $$;
 
--- Starts without a key, by the worker that will run them: they begin as its own, without a claim. Gives those that are new, and whether they are the
--- worker's (not when that was declared gone meanwhile: then anybody may claim them).
+-- Starts without a key, by the worker that will run them: they begin as its own, without a claim. Says whether they are the worker's (not when that was
+-- declared gone meanwhile: then anybody may claim them). One that is known already is a unique violation, and none is recorded: `flowdsl.start` takes
+-- them apart. Hardly ever is one, and a conflict clause costs each of them more log.
 create or replace function flowdsl.begin(p_worker uuid, p_ids uuid[], p_tenants text[], p_workflows text[], p_versions integer[], p_requests bytea[])
 returns table (id uuid, started timestamptz, mine boolean) language plpgsql set plan_cache_mode = force_generic_plan as $$
 #variable_conflict use_column
@@ -86,6 +87,5 @@ begin
            case when here is null then clock_timestamp() end
       from unnest(p_ids, p_tenants, p_workflows, p_versions, p_requests) as t(id, tenant, workflow, version, request)
      order by t.id
-    on conflict do nothing
     returning n.id, n.started, n.owner is not null;
 end $$;
