@@ -66,12 +66,9 @@ class Commit:
     def narrow(self) -> bool:
         """Entries, mail that they take, perhaps an end, and nothing else: the light statement will do."""
         turn = self.turn
-        if not (self.state is None or self.state in ENDED) or not turn.entries or turn.children or turn.mails or turn.cancels or turn.audits:
+        if turn.children or turn.mails or turn.cancels or turn.audits:
             return False
-        for entry in turn.entries:  # noqa: SIM110 (each step comes by here, and a generator costs more than what it does)
-            if entry.live is not None:
-                return False
-        return True
+        return bool(turn.entries) and (self.state is None or self.state in ENDED)
 
 
 class Committer:
@@ -311,9 +308,9 @@ _PATIENCE = " from set_config('lock_timeout', '2000', true)"
 
 
 async def _append(connection: Any, worker: str, batch: list[Commit], patience: str = "", careful: bool = False) -> Any:
-    if len(batch) == 1 and len(batch[0].turn.entries) == 1 and not (careful or batch[0].turn.takes):
+    if len(batch) == 1 and len(batch[0].turn.entries) == 1 and not (careful or patience or batch[0].turn.takes):
         statement, *given = columns.append_one(worker, batch[0])
-        if await connection.fetchval(statement + patience, *given, timeout=REPLY):
+        if await connection.fetchval(statement, *given, timeout=REPLY):
             return None
     statement, *given = columns.append(worker, batch, careful)
     return await connection.fetchval(statement + patience, *given, timeout=REPLY)

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger("flowdsl")
 
 
-MUCH = 1024
-"""Executions in one claim."""
+MORE = 8
+"""Times `Tuning.claim`: the most that a claim asks for while more is due than it brings."""
 
 
 class Intake:
@@ -83,7 +83,7 @@ class Intake:
                 worker.ends.tell(one.id)
         await self.take([one for one in found if not one.blocked])
         more = len(rows) >= room
-        self._much = min(2 * room, MUCH) if more else worker.tuning.claim
+        self._much = min(2 * room, MORE * worker.tuning.claim) if more else worker.tuning.claim
         return more
 
     async def take(self, found: Sequence[Claimed]) -> None:

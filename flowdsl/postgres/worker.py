@@ -71,6 +71,7 @@ class Tuning:
     capacity: int = 2000
     """Executions in memory at a time."""
     claim: int = 128
+    """Executions in a claim; when more is due the next one asks for twice as many, up to eight times."""
     hints: bool = True
     """Whether it listens for the hints of other processes, on a connection of its own; without them the poll finds everything."""
     warm: int = 256

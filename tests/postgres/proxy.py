@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from urllib.parse import parse_qs, urlencode, urlsplit, urlunsplit
 
 COMMIT = b"COMMIT;"
-RECORD = b"select flowdsl.append(", b"select flowdsl.append_one(", b"select flowdsl.commit("
+RECORD = b"select flowdsl.append(", b"insert into flowdsl.journal", b"select flowdsl.commit("
 
 
 class Wire:

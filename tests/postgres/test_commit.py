@@ -345,6 +345,7 @@ class TestStarts:
         assert await start(scene.watcher, key, ids=[id]) == [(id, "again", "running")]
         assert await scene.count("executions") == 1
 
+    @pytest.mark.shows("S3.3", "S3.8")
     @pytest.mark.parametrize(
         ("reuse", "outcome"), [("join", "joined"), ("reject", "rejected"), ("after_close", "joined"), ("after_failure", "joined")]
     )
@@ -422,6 +423,7 @@ class TestStarts:
         assert await scene.mailbox(parent) == []
         assert str((await scene.row(running))["parent"]) == parent
 
+    @pytest.mark.shows("S3.8")
     async def test_keys_are_apart_by_scope(self, scene: Scene) -> None:
         outcomes = [await start(scene.watcher, "k", scope=scope) for scope in ("", "a", "b", "a")]
         assert [outcome for ((_, outcome, _),) in outcomes] == ["new", "new", "new", "joined"]
@@ -873,13 +875,13 @@ class TestTheCommitter:
         owner = await scene.worker()
         one = await scene.execution(owner)
         outcome: list[str] = []
-        await scene.watcher.execute("alter function flowdsl.append_one rename to append_away")
+        await scene.watcher.execute("alter table flowdsl.journal rename to journal_away")
         committer = Committer(owner, lambda: connect(database))
         await committer.open()
         committer.submit(Commit(one, 1, "default", Turn(entries=entries(0)), lambda c, f: outcome.append(f), lambda c, r: outcome.append(r)))
-        pids = "select count(distinct pid) from pg_stat_activity where application_name = 'flowdsl' and query like '%flowdsl.append_one(%'"
+        pids = "select count(distinct pid) from pg_stat_activity where application_name = 'flowdsl' and query like '%insert into flowdsl.journal%'"
         await eventually(lambda: seen(scene, pids), "it was tried")
-        await scene.watcher.execute("alter function flowdsl.append_away rename to append_one")
+        await scene.watcher.execute("alter table flowdsl.journal_away rename to journal")
         await eventually(lambda: bool(outcome), "its fate is told")
         await committer.close()
         assert outcome == ["done"]

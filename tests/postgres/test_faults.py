@@ -9,7 +9,7 @@ import inspect
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -74,16 +74,18 @@ class Slow(Proxy):
     delay = 0.0
 
     async def _ask(self, wire: Wire, reader: asyncio.StreamReader) -> None:
-        while sent := await reader.read(1 << 16):
-            await asyncio.sleep(self.delay)
-            wire.server.write(sent)
+        with suppress(OSError):
+            while sent := await reader.read(1 << 16):
+                await asyncio.sleep(self.delay)
+                wire.server.write(sent)
         wire.cut()
         self.wires.discard(wire)
 
     async def _answer(self, wire: Wire, answers: asyncio.StreamReader) -> None:
-        while heard := await answers.read(1 << 16):
-            if not self.silent:
-                wire.client.write(heard)
+        with suppress(OSError):
+            while heard := await answers.read(1 << 16):
+                if not self.silent:
+                    wire.client.write(heard)
         wire.cut()
         self.wires.discard(wire)
 
@@ -270,6 +272,8 @@ async def test_a_blocked_loop_costs_no_lease(stage: Stage) -> None:
     async with stage.worker(deployment=deployment, lease=1.0) as worker, await Store.open(stage.dsn) as store:
         id, before = await worker.start(letters, "ab"), worker.id
         assert await worker.wait(id) == Success("ab")
+        beaten = worker.heart._reading
+        await eventually(lambda: worker.heart._reading is not beaten, "its heart goes on beating")
         await store.again("select flowdsl.take_over()")
         assert worker.id == before
         assert not await stage.watcher.fetchval("select gone from flowdsl.workers where id = $1", before)
@@ -429,6 +433,7 @@ async def empty(server: str) -> AsyncIterator[str]:
     await connection.close()
 
 
+@pytest.mark.shows("S4.65")
 async def test_four_migrators_at_once_apply_each_migration_once(empty: str) -> None:
     """H1"""
     applied = await asyncio.gather(*(migrate(empty) for _ in range(4)))

@@ -5,11 +5,12 @@
 -- Lock order of every transaction: user rows → workers (key share) → aliases by key → executions by id → new executions by key →
 -- journal by (execution, position) → deliveries by key. Claims skip what is locked.
 
--- The narrow form: entries, the mail that they take (k_*), and how executions end (x_*) that leave nothing else to do. Rows come sorted by (execution, position); `head` marks the
+-- The narrow form: entries, checkpoints among them, the mail that they take (k_*), and how executions end (x_*) that leave nothing else to do. Rows come sorted by (execution, position); `head` marks the
 -- first of each turn; each turn has one.
 -- Returns null when all turns were recorded, else one word a turn: done | again | left | fenced.
 -- Not `careful`: a first position that is taken is a unique violation, nothing is recorded, and the batch is sent again with care. Hardly ever is
 -- one taken, and to insert with a conflict clause costs a tenth more log.
+-- (A turn of one entry, of who is alone, goes as a statement of its own: `flowdsl/postgres/columns.py`.)
 drop function if exists flowdsl.append(uuid, uuid[], integer[], integer[], boolean[], smallint[], timestamptz[], text[], text[], text[], bytea[]);
 drop function if exists flowdsl.append(uuid, uuid[], integer[], integer[], boolean[], smallint[], timestamptz[], text[], text[], text[], bytea[], boolean);
 drop function if exists flowdsl.append(
@@ -18,7 +19,7 @@ create or replace function flowdsl.append(
   p_worker uuid, e_execution uuid[], e_position integer[], e_epoch integer[], e_head boolean[], e_kind smallint[], e_at timestamptz[],
   e_step text[], e_fingerprint text[], e_site text[], e_body bytea[], p_careful boolean default true,
   x_execution uuid[] default '{}', x_state text[] default '{}', x_exit bytea[] default '{}', x_cause text[] default '{}',
-  k_execution uuid[] default '{}', k_seq integer[] default '{}'
+  k_execution uuid[] default '{}', k_seq integer[] default '{}', e_live text[] default '{}'
 ) returns text[] language plpgsql set plan_cache_mode = force_generic_plan as $$
 declare
   heads integer;
@@ -34,10 +35,10 @@ begin
   -- A conflict on the first position decides the whole turn: identity is (execution, position, epoch), never equal bytes.
   if p_careful then
     with head as (
-      insert into flowdsl.journal (execution, position, epoch, kind, at, step, fingerprint, site, body)
-      select t.execution, t.position, t.epoch, t.kind, t.at, t.step, t.fingerprint, t.site, t.body
-        from unnest(e_execution, e_position, e_epoch, e_head, e_kind, e_at, e_step, e_fingerprint, e_site, e_body)
-          as t(execution, position, epoch, head, kind, at, step, fingerprint, site, body)
+      insert into flowdsl.journal (execution, position, epoch, kind, at, step, fingerprint, site, body, live)
+      select t.execution, t.position, t.epoch, t.kind, t.at, t.step, t.fingerprint, t.site, t.body, t.live::int4multirange
+        from unnest(e_execution, e_position, e_epoch, e_head, e_kind, e_at, e_step, e_fingerprint, e_site, e_body, e_live)
+          as t(execution, position, epoch, head, kind, at, step, fingerprint, site, body, live)
        where t.head  -- a look-up for each row: as a join the planner may start from all that the worker owns, for each row anew
          and (select x.epoch = t.epoch and x.owner = p_worker from flowdsl.executions x where x.id = t.execution)
        order by t.execution
@@ -46,10 +47,10 @@ begin
     select array_agg(execution) into won from head;
   else
     with head as (
-      insert into flowdsl.journal (execution, position, epoch, kind, at, step, fingerprint, site, body)
-      select t.execution, t.position, t.epoch, t.kind, t.at, t.step, t.fingerprint, t.site, t.body
-        from unnest(e_execution, e_position, e_epoch, e_head, e_kind, e_at, e_step, e_fingerprint, e_site, e_body)
-          as t(execution, position, epoch, head, kind, at, step, fingerprint, site, body)
+      insert into flowdsl.journal (execution, position, epoch, kind, at, step, fingerprint, site, body, live)
+      select t.execution, t.position, t.epoch, t.kind, t.at, t.step, t.fingerprint, t.site, t.body, t.live::int4multirange
+        from unnest(e_execution, e_position, e_epoch, e_head, e_kind, e_at, e_step, e_fingerprint, e_site, e_body, e_live)
+          as t(execution, position, epoch, head, kind, at, step, fingerprint, site, body, live)
        where t.head
          and (select x.epoch = t.epoch and x.owner = p_worker from flowdsl.executions x where x.id = t.execution)
        order by t.execution
@@ -58,10 +59,10 @@ begin
   end if;
   select count(*) into heads from unnest(e_head) h where h;
   if heads < cardinality(e_head) and won is not null then
-    insert into flowdsl.journal (execution, position, epoch, kind, at, step, fingerprint, site, body)
-    select t.execution, t.position, t.epoch, t.kind, t.at, t.step, t.fingerprint, t.site, t.body
-      from unnest(e_execution, e_position, e_epoch, e_head, e_kind, e_at, e_step, e_fingerprint, e_site, e_body)
-        as t(execution, position, epoch, head, kind, at, step, fingerprint, site, body)
+    insert into flowdsl.journal (execution, position, epoch, kind, at, step, fingerprint, site, body, live)
+    select t.execution, t.position, t.epoch, t.kind, t.at, t.step, t.fingerprint, t.site, t.body, t.live::int4multirange
+      from unnest(e_execution, e_position, e_epoch, e_head, e_kind, e_at, e_step, e_fingerprint, e_site, e_body, e_live)
+        as t(execution, position, epoch, head, kind, at, step, fingerprint, site, body, live)
      where not t.head and t.execution = any(won);
   end if;
   if cardinality(k_execution) > 0 then
@@ -84,35 +85,6 @@ begin
         else 'left' end order by t.n)
       from unnest(e_execution, e_position, e_epoch, e_head) with ordinality as t(execution, position, epoch, head, n)
      where t.head);
-end $$;
-
--- The lightest form: one entry, and perhaps an end, with plain parameters, for who is alone, without care. True: recorded. False: ask `append`, which
--- says why not.
-drop function if exists flowdsl.append_one(uuid, uuid, integer, integer, smallint, timestamptz, text, text, text, bytea);
-create or replace function flowdsl.append_one(
-  p_worker uuid, p_execution uuid, p_position integer, p_epoch integer, p_kind smallint, p_at timestamptz,
-  p_step text, p_fingerprint text, p_site text, p_body bytea, p_state text, p_exit bytea, p_cause text
-) returns boolean language plpgsql as $$
-begin
-  perform 1 from flowdsl.workers where id = p_worker and not gone for key share;
-  if not found then
-    return false;
-  end if;
-  if p_state is null then
-    insert into flowdsl.journal (execution, position, epoch, kind, at, step, fingerprint, site, body)
-    select p_execution, p_position, p_epoch, p_kind, p_at, p_step, p_fingerprint, p_site, p_body
-      from flowdsl.executions x where x.id = p_execution and x.epoch = p_epoch and x.owner = p_worker;
-    return found;
-  end if;
-  update flowdsl.executions x
-     set status = p_state, owner = null, wake = null, deaths = 0, exit = p_exit, cause = p_cause, ended = clock_timestamp()
-   where x.id = p_execution and x.epoch = p_epoch and x.owner = p_worker;
-  if found then
-    insert into flowdsl.journal (execution, position, epoch, kind, at, step, fingerprint, site, body)
-    values (p_execution, p_position, p_epoch, p_kind, p_at, p_step, p_fingerprint, p_site, p_body);
-    return true;
-  end if;
-  return false;
 end $$;
 
 -- The execution id that a text is, or null.

@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Any
 
 STATEMENTS = {
-    "records": (b"flowdsl.append(", b"flowdsl.commit(", b"COMMIT;"),
+    "records": (b"insert into flowdsl.journal", b"flowdsl.append(", b"flowdsl.commit(", b"COMMIT;"),
     "commits": (b"COMMIT;",),
     "asks": (b"flowdsl.claim(", b"flowdsl.start(", b"flowdsl.send(", b"flowdsl.reclaim("),
 }
