@@ -39,15 +39,20 @@ class Counted:
 
 def dumped(value: Any) -> str:
     """JSON in ASCII: a NUL or half a surrogate pair stays an escape, so nothing of a string is lost."""
-    return json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"), sort_keys=True)
+    return _JSON.encode(value)
 
+
+_JSON = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":"), sort_keys=True)
 
 _PUT = """
 with page as materialized (
   select * from unnest($4::text[], $5::text[], $6::timestamptz[], $7::text[], $8::text[]) as p (id, owner, changed, attributes, relationships)
 ), before as materialized (
-  select r.id, r.changed, r.fetched_at, r.seen_at, r.deleted_at, r.owner, r.attributes::text as attributes, r.relationships::text as relationships
-    from sync.records r join page p on p.id = r.id where r.org = $1 and r.adapter = $2 and r.entity = $3
+  select b.* from page p cross join lateral (
+    select r.id, r.changed, r.fetched_at, r.seen_at, r.deleted_at, r.owner, r.attributes::text as attributes, r.relationships::text as relationships
+      from sync.records r where r.org = $1 and r.adapter = $2 and r.entity = $3 and r.id = p.id
+    offset 0 -- row by row, by the key: in a first sync there are no statistics, and a join would read all of the entity for each page
+  ) b
 ), put as (
   insert into sync.records as r (org, adapter, entity, id, owner, changed, attributes, relationships, fetched_at, seen_at)
   select $1, $2, $3, p.id, p.owner, p.changed, p.attributes::json, p.relationships::json, $9, $9 from page p order by p.id
@@ -115,13 +120,19 @@ class Records:
 
     async def bury_others(self, owners: Sequence[str], ids: Sequence[str], at: datetime) -> int:
         """Of these owners there are no rows but these."""
-        return await self._changed("deleted_at = $6, fetched_at = $6, seen_at = $6 where {} and owner = any($4) and id <> all($5)"
-                                   " and deleted_at is null and fetched_at < $6", list(owners), list(ids), at)  # fmt: skip
+        return await self._others("deleted_at = $6, fetched_at = $6, seen_at = $6", owners, ids, at)
 
     async def doubt_others(self, owners: Sequence[str], ids: Sequence[str], at: datetime) -> int:
         """The other rows of these owners may have gone elsewhere, or away."""
-        return await self._changed("seen_at = '-infinity' where {} and owner = any($4) and id <> all($5) and deleted_at is null"
-                                   " and fetched_at < $6", list(owners), list(ids), at)  # fmt: skip
+        return await self._others("seen_at = '-infinity'", owners, ids, at)
+
+    async def _others(self, change: str, owners: Sequence[str], ids: Sequence[str], at: datetime) -> int:
+        """Most often there are none, so they are looked for first."""
+        found = await self.connection.fetch(_OTHERS, *self._place, list(owners), list(ids), at)
+        if not found:
+            return 0
+        return await self._changed(f"{change} where {{}} and id = any($4) and owner = any($5) and deleted_at is null and fetched_at < $6",
+                                   [row["id"] for row in found], list(owners), at)  # fmt: skip
 
     async def in_doubt(self, owner_entity: str | None, since: datetime, limit: int, *, unseen: bool) -> list[str]:
         """Rows that may be gone: in doubt, or of an owner that is gone, and with `unseen` all that this sync has not met."""
@@ -210,6 +221,13 @@ class Records:
         return int((await self.connection.execute(query, *self._place, *arguments)).split()[-1])
 
 
+_OTHERS = """
+select r.id from unnest($4::text[]) as o (owner) cross join lateral (
+  select id from sync.records
+   where org = $1 and adapter = $2 and entity = $3 and owner = o.owner and deleted_at is null and id <> all($5) and fetched_at < $6
+  offset 0 -- owner by owner, as in _PUT
+) r
+"""
 _ASK = "insert into sync.rereads (org, adapter, entity, owner, asked_at) "
 _AGAIN = " on conflict (org, adapter, entity, owner) do update set asked_at = greatest(rereads.asked_at, excluded.asked_at)"
 

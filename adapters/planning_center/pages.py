@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from attrs import evolve, frozen
 
+from adapters.planning_center import ahead
 from adapters.planning_center.budget import Grant
 from adapters.planning_center.client import Answer, Source, open_source
 from adapters.planning_center.document import more, records, spelled, total
@@ -110,7 +111,7 @@ class _Job:
 
     async def next_page(self) -> Result[Page, SourceFailure]:
         cursor, definition = self.order.cursor, self.order.definition
-        asked = await self.source.get(self.order.endpoint.path, self._parameters(cursor))
+        asked = await ahead.read(self.order, lambda: self._list(cursor))
         if isinstance(asked, Failure):
             return asked
         answer = asked.unwrap()
@@ -121,6 +122,9 @@ class _Job:
         keys = [None if row.changed is None else Key(row.changed, row.id) for row in rows]
         page = seen(keys, more=more(answer.document), newest_first=cursor.newest_first)
         following = advance(cursor, page, definition.page_size)
+        rest = pause(answer.quota, definition.pause) if following else timedelta()
+        if following is not None and not rest:
+            ahead.begin(self.order, following, lambda: self._list(following))
         async with this_attempt().transaction() as connection:
             counted = await self.store(connection).put(
                 rows, answer.at, since=self.order.parameters.started_at, marks=self.marks, moving_since=self.order.moving_since
@@ -132,10 +136,13 @@ class _Job:
                 deleted=buried,
                 next=following,
                 newest=newest(rows, answer.at),
-                pause=pause(answer.quota, definition.pause) if following else timedelta(),
+                pause=rest,
                 total=None if cursor.since else total(answer.document),
             )
         )
+
+    async def _list(self, cursor: Cursor) -> Result[Answer, SourceFailure]:
+        return await self.source.get(self.order.endpoint.path, self._parameters(cursor))
 
     def _parameters(self, cursor: Cursor) -> list[tuple[str, str]]:
         changed = self.entity.changed
@@ -207,14 +214,19 @@ class _Job:
         async with this_attempt().connection() as connection:
             store = self.store(connection)
             await self._fill(store)
-            owners = await store.asked(BATCH + 1)
+            owners = await store.asked(2 * BATCH)
         if not owners:
             return Success(Page(0, 0, None, None, timedelta()))
-        batch = await self._batch(owners[:BATCH], self._rows_of)
+        batch = await ahead.read(self.order, lambda: self._batch(owners[:BATCH], self._rows_of))
         if isinstance(batch, Failure):
             return batch
         done = batch.unwrap()
         read = [owner for owner, _ in done.answers]
+        told = {*read, *done.gone}
+        left = [owner for owner in owners if owner not in told]
+        rest = done.rest(self.order.definition.pause) if left else timedelta()
+        if left and not rest and not done.failures:
+            ahead.begin(self.order, self._round(), lambda: self._batch(left[:BATCH], self._rows_of))
         rows = [row for _, found in done.answers for row in found]
         ids, at = [row.id for row in rows], done.grant.at
         async with this_attempt().transaction() as connection:
@@ -227,15 +239,14 @@ class _Job:
                 buried = 0
                 await store.doubt_others([*read, *done.gone], ids, at)
             await store.answered([*read, *done.gone], at)
-        again = len(owners) > len(read) + len(done.gone)
         fresh = self.entity.nested and not self.order.counts_changes
         return Success(
             Page(
                 records=counted.fresh if fresh else counted.changed,
                 deleted=buried,
-                next=self._round() if again else None,
+                next=self._round() if left else None,
                 newest=None,
-                pause=done.rest(self.order.definition.pause) if again else timedelta(),
+                pause=rest,
             )
         )
 

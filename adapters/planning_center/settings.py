@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from base64 import b64encode
+from collections.abc import Mapping
 from hashlib import sha256
 from urllib.parse import urlsplit
 
-from attrs import field, frozen
+from attrs import Factory, field, frozen
 
 from domains.sync.failures import NotConfigured
 from flowdsl import Failure, Result, Success
@@ -19,32 +20,37 @@ DEFAULT_URL = "https://api.planningcenteronline.com"
 _ROOT = "/people/v2"
 
 
+def _root_of(settings: Settings) -> str:
+    return settings.url if settings.url.endswith(_ROOT) else settings.url + _ROOT
+
+
+def _headers_of(settings: Settings) -> Mapping[str, str]:
+    encoded = b64encode(settings.token.encode()).decode()
+    return {
+        "Authorization": f"Basic {encoded}" if ":" in settings.token else f"Bearer {settings.token}",
+        "X-PCO-API-Version": "2025-03-20",
+        "User-Agent": f"flowdsl sync ({settings.contact})",
+        "Accept": "application/json",
+    }
+
+
+def _budget_of(settings: Settings) -> str:
+    return "pco-" + sha256(f"{settings.url}\n{settings.token}".encode()).hexdigest()[:24]
+
+
 @frozen
 class Settings:
+    """What follows from them is worked out once: it is wanted for each request."""
+
     url: str
     token: str = field(repr=False)
     contact: str
-
-    @property
-    def root(self) -> str:
-        """The address of the People API."""
-        return self.url if self.url.endswith(_ROOT) else self.url + _ROOT
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """`app_id:secret` is a personal access token; anything else is an OAuth access token."""
-        encoded = b64encode(self.token.encode()).decode()
-        return {
-            "Authorization": f"Basic {encoded}" if ":" in self.token else f"Bearer {self.token}",
-            "X-PCO-API-Version": "2025-03-20",
-            "User-Agent": f"flowdsl sync ({self.contact})",
-            "Accept": "application/json",
-        }
-
-    @property
-    def budget(self) -> str:
-        """Names the request budget that everybody with this credential shares, without saying the credential."""
-        return "pco-" + sha256(f"{self.url}\n{self.token}".encode()).hexdigest()[:24]
+    root: str = field(init=False, eq=False, default=Factory(_root_of, takes_self=True))
+    """The address of the People API."""
+    headers: Mapping[str, str] = field(init=False, eq=False, repr=False, default=Factory(_headers_of, takes_self=True))
+    """`app_id:secret` is a personal access token; anything else is an OAuth access token."""
+    budget: str = field(init=False, eq=False, default=Factory(_budget_of, takes_self=True))
+    """Names the request budget that everybody with this credential shares, without saying the credential."""
 
 
 def configured() -> Result[Settings, NotConfigured]:

@@ -91,6 +91,7 @@ def test_the_address_may_name_the_api_or_its_host(monkeypatch: pytest.MonkeyPatc
     assert settings.configured().unwrap().root == "http://church.test/people/v2"
 
 
+@pytest.mark.shows("S4.26")
 def test_the_secret_is_shown_nowhere() -> None:
     known = settings.configured().unwrap()
     assert "secret" not in repr(known) + known.budget
@@ -164,6 +165,7 @@ def raising(error: Exception) -> Answering:
     return answer
 
 
+@pytest.mark.shows("S4.64")
 async def test_a_request_says_who_asks_and_for_which_version(ask: Any, told: Told) -> None:
     assert isinstance(await ask(saying(200)), Success)
     request = told.requests[0]
@@ -285,6 +287,7 @@ def test_how_long_to_wait(text: str, wait: timedelta | None) -> None:
     assert retry_after({"Retry-After": text}, NOW) == wait
 
 
+@pytest.mark.shows("S4.31")
 def test_the_pause_follows_the_quota() -> None:
     default = timedelta(seconds=1)
     assert pause(None, default) == default
@@ -300,6 +303,7 @@ def person(**more: Any) -> dict[str, Any]:
     return {"type": "Person", "id": "501", "attributes": {"updated_at": "2025-06-01T17:40:11Z"}, **more}
 
 
+@pytest.mark.shows("S4.41")
 def test_a_row_becomes_a_record() -> None:
     row = {
         "type": "Email",
@@ -379,6 +383,7 @@ def test_a_filter_is_rounded_down_to_the_second() -> None:
     assert spelled(datetime(2025, 6, 1, 17, 40, 11, 999_999, tzinfo=UTC)) == "2025-06-01T17:40:11Z"
 
 
+@pytest.mark.shows("S4.43")
 @pytest.mark.parametrize(("document", "there_is"), [({"links": {"next": "http://…"}}, True), ({"links": {"self": "…"}}, False), ({}, False)])
 def test_the_end_is_where_no_next_link_is(document: dict[str, Any], there_is: bool) -> None:
     assert more(document) is there_is
@@ -392,6 +397,7 @@ def test_the_total(meta: Any, count: int | None) -> None:
 # The manifest
 
 
+@pytest.mark.shows("S4.45")
 def test_the_order_of_the_people_api() -> None:
     graph = plan(PEOPLE, "full").unwrap()
     assert graph.sync_order == ("Campus", "Household", "Person", "HouseholdMembership", "PersonMerger", "Email", "PhoneNumber", "Address")
@@ -399,5 +405,6 @@ def test_the_order_of_the_people_api() -> None:
     assert plan(PEOPLE, "delta").unwrap() == graph
 
 
+@pytest.mark.shows("S4.40")
 def test_every_page_is_a_hundred_rows() -> None:
     assert PEOPLE.page_size == 100

@@ -7,6 +7,8 @@ import sys
 from datetime import UTC, datetime
 from typing import Any
 
+import pytest
+
 from adapters.deployment import deployment
 from adapters.planning_center.schedules import ORGS, delta_syncs
 from domains.sync.values import MainSync, MainSynced
@@ -19,6 +21,7 @@ from tests.adapters.test_planning_center_sync import Church, church, weather
 __all__ = ["church", "weather"]
 
 
+@pytest.mark.shows("S4.47")
 def test_off_unless_an_organization_is_named() -> None:
     assert delta_syncs({}) == delta_syncs({ORGS: " , "}) == []
     one, two = delta_syncs({ORGS: "org_123, org_456,org_123"})
@@ -34,6 +37,7 @@ def test_the_deployment_has_those_of_the_environment() -> None:
         assert done.stdout.split() == ids
 
 
+@pytest.mark.shows("S4.12", "S4.47")
 async def test_each_firing_brings_what_changed_since_the_last(church: Church) -> None:
     """Three quarters of an hour: one execution each, the key that a first run took never stands in the way of the next."""
     await church.sync()

@@ -233,6 +233,28 @@ async def test_a_fraction_of_a_second_lies_after_the_second(api: httpx2.AsyncCli
     assert await walk(api, "emails", **{"where[updated_at]": stamp, "where[updated_at][lt]": later})
 
 
+@pytest.mark.parametrize("attribute", ["created_at", "updated_at", "inactivated_at"])
+async def test_a_list_from_an_instant_on_is_the_same_in_every_order(api: httpx2.AsyncClient, attribute: str) -> None:
+    rows = [row for row in await walk(api, "people") if row["attributes"][attribute]]
+    stamps = sorted(row["attributes"][attribute] for row in rows)
+    for edge in (stamps[0], stamps[len(stamps) // 2], stamps[len(stamps) // 2].replace("Z", ".5Z"), stamps[-1], "2999-01-01"):
+        where = {f"where[{attribute}][gte]": edge}
+        wanted = sorted(int(row["id"]) for row in rows if row["attributes"][attribute][:-1] >= edge.removesuffix("Z"))
+        for order in (attribute, f"-{attribute}", "created_at", "first_name"):
+            found = await walk(api, "people", order=order, **where)
+            assert sorted(int(row["id"]) for row in found) == wanted, (edge, order)
+            told = [row["attributes"][order.removeprefix("-")] or "" for row in found]
+            assert order == "first_name" or told == sorted(told, reverse=order.startswith("-"))
+    both = await walk(api, "people", order=attribute, **where, **{"where[status]": "active"})
+    assert not both
+    both = await walk(api, "people", order=attribute, **{f"where[{attribute}][gte]": stamps[0], "where[status]": "inactive"})
+    assert [row["id"] for row in both] == [row["id"] for row in sorted(rows, key=_by(attribute)) if row["attributes"]["status"] == "inactive"]
+
+
+def _by(attribute: str) -> Callable[[Any], Any]:
+    return lambda row: (row["attributes"][attribute], int(row["id"]))
+
+
 @pytest.mark.parametrize(
     ("path", "where", "holds"),
     [

@@ -12,8 +12,9 @@ import pytest
 from attrs import define
 
 from adapters.deployment import deployment
-from adapters.planning_center import bindings, client, settings
+from adapters.planning_center import ahead, bindings, client, settings
 from adapters.planning_center.manifest import PEOPLE
+from adapters.planning_center.pages import BATCH
 from adapters.standins.planning_center import Churn, Faults, Organization, Quota, create_app, serve
 from adapters.standins.planning_center.census import STRANGE_NAMES
 from adapters.verdict import Verdict, verdict
@@ -114,6 +115,7 @@ async def church(canonical: str, connection: Any, weather: dict[str, Any], monke
 # Full, then delta
 
 
+@pytest.mark.shows("S4.6", "S4.45", "S4.46", "S4.75")
 async def test_a_full_sync_brings_everything(church: Church) -> None:
     found = await church.sync()
     assert await church.agrees()
@@ -139,6 +141,7 @@ async def test_households_and_persons_are_linked_when_both_are_there(church: Chu
     assert {(link["id"], link["target_id"]) for link in links} == there
 
 
+@pytest.mark.shows("S4.50")
 async def test_a_delta_of_nothing_fetches_next_to_nothing(church: Church) -> None:
     await church.sync()
     whole = len([1 for name in PEOPLE.names for _ in church.truth(name)])
@@ -158,6 +161,7 @@ CHANGES: list[Any] = [
 ]  # fmt: skip
 
 
+@pytest.mark.shows("S4.49", "S4.50")
 async def test_a_delta_brings_what_changed(church: Church) -> None:
     await church.sync()
     for one in CHANGES:
@@ -221,9 +225,21 @@ async def test_two_organizations_do_not_meet(church: Church) -> None:
     assert not (await church.verdict()).clean
 
 
+@pytest.mark.parametrize("weather", [{"people": 200}], indirect=True)
+async def test_reading_ahead_asks_for_nothing_twice(church: Church, monkeypatch: pytest.MonkeyPatch) -> None:
+    with church.counting() as asked:
+        await church.sync()
+    monkeypatch.setattr(ahead, "begin", lambda *_: None)
+    with church.counting() as without:
+        await church.sync(org="other")
+    assert asked == without and asked["households/{id}/household_memberships"] > BATCH
+    assert await church.agrees() and await church.agrees("other")
+
+
 # One person only
 
 
+@pytest.mark.shows("S4.51-53")
 async def test_one_person_only(church: Church) -> None:
     await church.sync()
     before = await church.connection.fetch("select entity, watermark from sync.statuses order by entity")
@@ -272,6 +288,7 @@ ROUGH: dict[str, Any] = {"people": 60, "faults": ("rough", 3)}
 MOVING: dict[str, Any] = {"churn": (3, 60, 5), "faults": ("mild", 5)}
 
 
+@pytest.mark.shows("S4.57")
 @pytest.mark.parametrize("weather", [ROUGH], indirect=True)
 async def test_a_rough_source_is_survived(church: Church) -> None:
     await church.sync()
@@ -279,6 +296,7 @@ async def test_a_rough_source_is_survived(church: Church) -> None:
     assert sum(church.stats()["faults"].values()) > 10
 
 
+@pytest.mark.shows("S4.39")
 @pytest.mark.parametrize("weather", [MOVING, {**MOVING, "quiet_merges": True}], indirect=True)
 async def test_rows_that_move_during_the_walk(church: Church) -> None:
     await church.sync()
@@ -329,6 +347,7 @@ async def test_a_missing_token_is_one_failure(church: Church, monkeypatch: pytes
     assert isinstance(await refusal(church, MainSync("org", "pco", "full")), NotConfigured)
 
 
+@pytest.mark.shows("S4.9")
 async def test_an_adapter_that_is_not_there(church: Church) -> None:
     assert await refusal(church, MainSync("org", "elsewhere", "full")) == UnknownAdapter("elsewhere", ("pco",))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Awaitable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -50,6 +51,7 @@ async def put(store: Records, *rows: Record, read: float = 0, **more: Any) -> Co
 # Newer takes the place of older
 
 
+@pytest.mark.shows("S4.42")
 async def test_a_page_is_taken_in(emails: Records) -> None:
     assert await put(emails, row("1", n=1), row("2", n=2)) == Counted(2, 2)
     assert await told(emails) == {"1": {"n": 1}, "2": {"n": 2}}
@@ -78,6 +80,7 @@ async def test_what_takes_the_place_of_what(emails: Records, changed: int | None
     assert await told(emails) == {"1": {"n": "new" if wins else "old"}}
 
 
+@pytest.mark.shows("S4.62")
 async def test_the_same_page_twice_is_the_same(emails: Records) -> None:
     await put(emails, row("1", n=1), row("2", n=2))
     before = await emails.connection.fetch("select * from sync.records order by id")
@@ -90,6 +93,7 @@ async def test_a_row_that_stands_twice_on_a_page_is_taken_in_its_newest_form(ema
     assert await told(emails) == {"1": {"n": "new"}}
 
 
+@pytest.mark.shows("S4.42")
 async def test_each_organization_and_entity_has_its_own_rows(connection: Any) -> None:
     places = [("org", "pco", "Email"), ("org", "pco", "Person"), ("other", "pco", "Email"), ("org", "crm", "Email")]
     for n, place in enumerate(places):
@@ -119,6 +123,7 @@ async def test_big_numbers_and_ids_keep_their_digits(emails: Records) -> None:
 # Counting
 
 
+@pytest.mark.shows("S4.29")
 async def test_what_is_met_again_in_one_sync_counts_once(emails: Records) -> None:
     assert await put(emails, row("1", n=1), row("2", n=2), read=1, since=at(0)) == Counted(2, 2)
     assert await put(emails, row("2", n=2), row("3", n=3), read=2, since=at(0)) == Counted(1, 1)
@@ -280,3 +285,31 @@ async def test_pages_with_the_same_rows_in_another_order_do_not_block_each_other
         await opened.close()
 
     await asyncio.gather(*map(one, range(6)))
+
+
+# What a page costs
+
+
+async def read_by(store: Records, table: str, work: Awaitable[Any]) -> int:
+    """How many rows of a table were looked at meanwhile."""
+    query = "select coalesce(sum(seq_tup_read + idx_tup_fetch), 0) from pg_stat_xact_all_tables where schemaname = 'sync' and relname = $1"
+    before = await store.connection.fetchval(query, table)
+    await work
+    return int(await store.connection.fetchval(query, table) - before)
+
+
+async def test_a_page_looks_at_its_own_rows_only_however_many_there_are(emails: Records) -> None:
+    """In a first sync too: the table has no statistics then, and what is planned without them must do."""
+    owners = [str(owner) for owner in range(600)]
+    await emails.connection.execute("alter table sync.records set (autovacuum_enabled = off)")
+    await put(emails, *(row(f"{owner}-{n}", owner=owner, n=n) for owner in owners for n in range(2)))
+    await emails.ask(owners, at(0))
+    for turn in range(8):  # as often as it takes until plans are kept
+        async with emails.connection.transaction():
+            ten, page = owners[:10], [row(f"{owner}-0", owner=owner, n=turn) for owner in owners[:10]]
+            ids = [one.id for one in page]
+            assert await read_by(emails, "records", put(emails, *page, read=5, marks=SIBLINGS)) < 100
+            assert await read_by(emails, "records", emails.doubt_others(ten, ids, at(-20))) < 100
+            assert await read_by(emails, "records", emails.bury_others(ten, ids, at(-20))) < 100
+            assert await read_by(emails, "rereads", emails.asked(10)) < 50
+            assert await read_by(emails, "rereads", emails.answered(ten, at(5))) < 50

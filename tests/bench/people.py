@@ -21,8 +21,10 @@ from adapters.demo.stage import Stage
 from adapters.deployment import deployment
 from adapters.planning_center.document import records
 from adapters.planning_center.manifest import PEOPLE
+from adapters.planning_center.pages import AT_ONCE, BATCH
 from adapters.planning_center.settings import Settings
 from adapters.sync_store import Mark, Records
+from domains.sync.graph import Link, plan
 from domains.sync.manifest import Entity
 from domains.sync.values import MainSync
 from domains.sync.workflows import AT_A_TIME, main_sync
@@ -34,7 +36,7 @@ from tests.bench.measured import Figures
 from tests.bench.peers import Silent
 from tests.bench.servers import scratch
 
-ORG, BATCH, AT_ONCE = "org_bench", 50, 8
+ORG = "org_bench"
 QUOTA = ("--limit", "100000000", "--period", "2", "--faults", "none", "--seed", "7")
 
 
@@ -47,9 +49,10 @@ async def measured(url: str, name: str, people: int) -> Figures:
             asked = httpx2.get(f"{address}/_standin/stats", timeout=30).json()
         connection = await asyncpg.connect(dsn)
         written = await connection.fetchval("select count(*) from sync.records where deleted_at is null")
+        links = await connection.fetchval("select count(*) from sync.links")
         await connection.close()
     requests = sum(count for outcomes in asked["requests"].values() for count in outcomes.values())
-    return Figures(written, took, cpu / written * 1e6, more={"requests": requests, "entries": entries})
+    return Figures(written, took, cpu / written * 1e6, more={"requests": requests, "entries": entries, "links": links})
 
 
 @asynccontextmanager
@@ -93,33 +96,41 @@ async def _synced(stage: Stage, dsn: str) -> tuple[float, float, int]:
 async def _read(address: str, dsn: str) -> tuple[float, float, int]:
     """Seconds, and CPU seconds; it has no journal."""
     begun, used = time.perf_counter(), time.process_time()
-    headers = Settings(address, "app_id:secret", "bench").headers
+    headers = dict(Settings(address, "app_id:secret", "bench").headers)
     async with asyncpg.create_pool(dsn, min_size=AT_A_TIME, max_size=AT_A_TIME) as pool, httpx2.AsyncClient(headers=headers, timeout=60) as client:
         reader = _Reader(client, pool, f"{address}/people/v2")
         room = asyncio.Semaphore(AT_A_TIME)
+        read = {entity.name: asyncio.Event() for entity in PEOPLE.entities}
 
         async def one(entity: Entity) -> None:
-            async with room:
-                await reader.list(entity)
-
-        await asyncio.gather(*(one(entity) for entity in PEOPLE.entities if not entity.nested))
-        for entity in PEOPLE.entities:
             if entity.nested:
-                await reader.by_owner(entity)
+                await read[entity.owner_entity or ""].wait()
+            async with room:
+                await (reader.by_owner(entity) if entity.nested else reader.pages(entity))
+            read[entity.name].set()
+
+        await asyncio.gather(*map(one, PEOPLE.entities))
+        for link in plan(PEOPLE, "full").unwrap().links:
+            await reader.link(link)
     return time.perf_counter() - begun, time.process_time() - used, 0
 
 
 class _Reader:
+    """Reads ahead by a page, as ours does: what was read is written while the next is on its way."""
+
     def __init__(self, client: httpx2.AsyncClient, pool: Any, root: str) -> None:
         self._client, self._pool, self._root = client, pool, root
+        self._writing: dict[str, asyncio.Task[None]] = {}
 
-    async def list(self, entity: Entity) -> None:
+    async def pages(self, entity: Entity) -> None:
         """Page by page, each in a transaction of its own."""
         address = f"{self._root}/{entity.path}?per_page={PEOPLE.page_size}" + (f"&order={entity.changed}" if entity.changed else "")
         while address:
-            document, at = await self._document(address)
-            await self._put(entity, records(address, document, entity).unwrap(), at)
+            at = await self._now()
+            document = await self._document(address)
+            await self._write(entity, records(address, document, entity).unwrap(), at)
             address = document.get("links", {}).get("next")
+        await self._writing[entity.name]
 
     async def by_owner(self, entity: Entity) -> None:
         """Owner by owner, some at once, so many owners in a transaction."""
@@ -130,23 +141,35 @@ class _Reader:
 
         async def of(owner: str) -> list[Any]:
             async with room:
-                document, _ = await self._document(f"{self._root}/{entity.path.format(owner=owner)}?per_page={PEOPLE.page_size}")
+                document = await self._document(f"{self._root}/{entity.path.format(owner=owner)}?per_page={PEOPLE.page_size}")
                 return records(owner, document, entity, owner).unwrap()
 
         for first in range(0, len(owners), BATCH):
             at = await self._now()
             rows = [row for some in await asyncio.gather(*map(of, owners[first : first + BATCH])) for row in some]
-            await self._put(entity, rows, at)
+            await self._write(entity, rows, at)
+        await self._writing[entity.name]
 
-    async def _document(self, address: str) -> tuple[dict[str, Any], Any]:
-        at = await self._now()
+    async def link(self, link: Link) -> None:
+        async with self._pool.acquire() as connection, connection.transaction():
+            await Records(connection, ORG, PEOPLE.adapter_name, link.entity_name).link(link.relationship, link.target)
+
+    async def _document(self, address: str) -> dict[str, Any]:
         response = await self._client.get(address)
         response.raise_for_status()
-        return response.json(), at
+        document: dict[str, Any] = response.json()
+        return document
 
     async def _now(self) -> Any:
         async with self._pool.acquire() as connection:
             return await connection.fetchval("select clock_timestamp()")
+
+    async def _write(self, entity: Entity, rows: list[Any], at: Any) -> None:
+        """Begins to, once the page before it is written."""
+        before = self._writing.get(entity.name)
+        if before is not None:
+            await before
+        self._writing[entity.name] = asyncio.create_task(self._put(entity, rows, at))
 
     async def _put(self, entity: Entity, rows: list[Any], at: Any) -> None:
         marks = (Mark(entity.name, under_owner=True),) if entity.siblings else ()

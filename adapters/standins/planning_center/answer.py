@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 from attrs import define, field, frozen
 
 from adapters.standins.planning_center.organization import Organization, linkage
-from adapters.standins.planning_center.query import Query, matcher
+from adapters.standins.planning_center.query import Query, matcher, ordered_since
 from adapters.standins.planning_center.resources import BY_TYPE, Resource
 from adapters.standins.planning_center.table import Json, Ref, Row, rank
 
@@ -73,11 +73,13 @@ class Page:
         return self._document({"self": self._link(query, None)}, data, self._included([row], query, inclusion), meta, 1)
 
     def _found(self, resource: Resource, query: Query, among: Sequence[Row] | None) -> tuple[list[Row], int]:
-        test = matcher(self.organization, resource, query.conditions)
         span = (query.offset, query.offset + query.per_page)
         if among is None:
             key = query.conditions if query.reusable else None
-            return self.organization.tables[resource.type].page(query.order, span, test, key=key)
+            since, others = ordered_since(resource, query)
+            test = matcher(self.organization, resource, others)
+            return self.organization.tables[resource.type].page(query.order, span, test, since=since, key=key)
+        test = matcher(self.organization, resource, query.conditions)
         attribute = query.order.removeprefix("-")
         rows = sorted((row for row in among if test is None or test(row)), key=lambda row: row.number)
         rows.sort(key=lambda row: rank(row, attribute), reverse=query.order.startswith("-"))

@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from adapters.standins.gate import Gate
 from adapters.standins.planning_center.answer import Document, Page, dump
 from adapters.standins.planning_center.churn import BadChange, Churn, change
 from adapters.standins.planning_center.deliveries import Subscriptions
@@ -63,6 +64,7 @@ def create_app(
         Route("/_standin/truth", standin.truth, methods=["GET"]),
         Route("/_standin/stats", standin.stats, methods=["GET"]),
         Route("/_standin/change", standin.change, methods=["POST"]),
+        Route("/_standin/gate", standin.move, methods=["POST"]),
         Route("/_standin/settle", standin.settle, methods=["POST"]),
         Route(f"{_ROOT}/{{path:path}}", standin.ask, methods=["GET", "POST", "PATCH", "DELETE"]),
     ]
@@ -118,6 +120,7 @@ class Standin:
     requests: dict[str, Counter[str]] = field(factory=dict[str, Counter[str]])
     rows: Counter[str] = field(factory=Counter[str])
     random: Random = field(factory=lambda: Random("changes asked for"))
+    gate: Gate = field(factory=Gate)
 
     async def ask(self, request: Request) -> Response:
         """Every request to the API: who asks, how often, what goes wrong, and only then the answer."""
@@ -136,6 +139,7 @@ class Standin:
             if fault in ("throttled", "throttled_bare"):
                 reading = Reading(reading.limit, reading.period, reading.limit + 18, 1)
             response = self._failure(fault, reading) or self._answer(request, lagging=fault == "lagging")
+            await self.gate.passed(request.url.path, count=self.rows.total)
         response.headers.update(reading.headers())
         response.headers["X-PCO-API-Version"] = VERSION
         self._note(request, response.status_code, fault)
@@ -227,6 +231,7 @@ class Standin:
                 "made": dict[str, Json](Counter(str(made["change"]) for made in churn.made)) if churn else {},
                 "left": 0 if churn is None or churn.stopped else churn.changes - len(churn.made),
             },
+            "held": list[Json](self.gate.held),
             "tables": {type: len(table) for type, table in self.organization.tables.items()},
         }
         return _json(dump(told))
@@ -252,6 +257,11 @@ class Standin:
         except Unknown as error:
             return _error(404, "Not Found", str(error))
         return _json(dump({"changes": done}))
+
+    async def move(self, request: Request) -> Response:
+        """`{"rows": n}`: once so many rows were read, answers wait for the next move; with null they go out."""
+        self.gate.move((await request.json())["rows"])
+        return Response(status_code=204)
 
     async def settle(self, request: Request) -> Response:
         """No more churn, no more faults; the quota stays."""

@@ -195,6 +195,17 @@ _OPERANDS: Mapping[str, Callable[[str, str], Operand]] = {
 }
 
 
+def ordered_since(resource: Resource, query: Query) -> tuple[str | None, tuple[Condition, ...]]:
+    """The instant from which rows are asked for by the very attribute that orders them, as who pages by time does; and the other conditions."""
+    attribute = query.order.removeprefix("-")
+    if resource.kind(attribute) != "instant":
+        return None, query.conditions
+    for one in query.conditions:
+        if one.attribute == attribute and one.operator == "gte":
+            return str(one.operand), tuple(other for other in query.conditions if other is not one)
+    return None, query.conditions
+
+
 def matcher(organization: Organization, resource: Resource, conditions: tuple[Condition, ...]) -> Test | None:
     """Whether a row fulfils every condition; None if there is none to fulfil."""
     tests = [_test(organization, resource, condition) for condition in conditions]

@@ -81,11 +81,22 @@ class Order:
     def discard(self, row: Row) -> None:
         del self._entries[bisect_left(self._entries, self._entry(row))]
 
-    def numbers(self, start: int, stop: int) -> list[int]:
+    def since(self, moment: str) -> range:
+        """The places of rows from an instant on, without a look at the rows before it. Nulls are never in it."""
+        nulls = bisect_left(self._entries, 1, key=lambda entry: entry[0][0])
+        return range(bisect_left(self._entries, moment.casefold(), hi=nulls, key=_without_zone), nulls)
+
+    def numbers(self, start: int, stop: int, places: range | None = None) -> list[int]:
+        """A span of all rows, or of those in some places."""
+        first, end = (0, len(self._entries)) if places is None else (places.start, places.stop)
         if not self._descending:
-            return [number for _, number in self._entries[start:stop]]
-        size = len(self._entries)
-        return [-number for _, number in self._entries[max(0, size - stop) : max(0, size - start)][::-1]]
+            return [number for _, number in self._entries[first + start : min(first + stop, end)]]
+        return [-number for _, number in self._entries[max(first, end - stop) : max(first, end - start)][::-1]]
+
+
+def _without_zone(entry: tuple[Rank, int]) -> str:
+    """Filters compare instants so: `00.5` comes after `00`."""
+    return str(entry[0][1])[:-1]
 
 
 class Table:
@@ -144,15 +155,20 @@ class Table:
             self._orders[name] = Order(name.removeprefix("-"), name.startswith("-"), self.rows.values())
         return self._orders[name]
 
-    def page(self, order: str, span: tuple[int, int], test: Test | None = None, *, key: Hashable = None) -> tuple[list[Row], int]:
-        """The rows of a span and the size of the whole; a `key` lets the filtered list be used again until a row changes."""
+    def page(
+        self, order: str, span: tuple[int, int], test: Test | None = None, *, since: str | None = None, key: Hashable = None
+    ) -> tuple[list[Row], int]:
+        """The rows of a span and the size of the whole; a `key` lets the filtered list be used again until a row changes.
+
+        `since`: only rows from that instant on, by the attribute that the order is by. As with an index, none of the others is looked at.
+        """
+        every = self.order(order)
+        places = range(len(every)) if since is None else every.since(since)
         if test is None:
-            found = self.order(order)
-            return [self.rows[number] for number in found.numbers(*span)], len(found)
+            return [self.rows[number] for number in every.numbers(*span, places)], len(places)
         selection = self._selections.get((order, key)) if key is not None else None
         if selection is None:
-            every = self.order(order)
-            selection = [number for number in every.numbers(0, len(every)) if test(self.rows[number])]
+            selection = [number for number in every.numbers(0, len(places), places) if test(self.rows[number])]
             if key is not None and len(self._selections) < _REMEMBERED_SELECTIONS:
                 self._selections[(order, key)] = selection
         return [self.rows[number] for number in selection[slice(*span)]], len(selection)
