@@ -45,7 +45,7 @@ async def claim_batch(request: Claim) -> Result[Batch, Never]:
 
 async def _allowed(connection: Any, request: Claim) -> tuple[int, str | None]:
     """How many jobs may be claimed, at a credit each; and what says none, if it is none."""
-    waiting = await connection.fetchval("select coalesce(sum(jobs), 0) from enrichment.batches where closed_at is null and credits is null")
+    waiting = math.ceil(await connection.fetchval(_WAITING))
     rest = math.floor(request.balance) - waiting
     why = f"FullEnrich has {request.balance:g} credits for us, of which {waiting} are for batches under way: add credit"
     monthly = ways().monthly
@@ -69,9 +69,11 @@ returning j.id, s.email
 """
 _MORE = f"select exists (select from enrichment.jobs j where {_CLAIMABLE.format('$2')} and j.id <> all($1::bigint[]))"
 _BATCH = "insert into enrichment.batches (id, part_of, trigger, jobs) values ($1, $2, $3, $4)"
+# What partial results cost is no batch's last word: while it is open, each of its jobs may still cost a credit.
+_WAITING = "select coalesce(sum(greatest(jobs - coalesce(credits, 0), 0)), 0)::float8 from enrichment.batches where closed_at is null"
 _SPENT = (
-    "select coalesce(sum(coalesce(credits, jobs)), 0)::float8 from enrichment.batches"
-    " where created_at >= date_trunc('month', clock_timestamp(), 'UTC')"
+    "select coalesce(sum(case when closed_at is null then greatest(jobs, credits) else coalesce(credits, jobs) end), 0)::float8"
+    " from enrichment.batches where created_at >= date_trunc('month', clock_timestamp(), 'UTC')"
 )
 
 

@@ -18,7 +18,7 @@ from adapters.demo.lookups import Plan, play
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
 def main(addresses: int, seed: int, workers: int, faults: str, no_kill: bool, database: str | None, as_json: bool) -> None:
     """Subscribers come by webhook and by CSV file, and are looked up in batches. On the way a worker is killed while a submission is under way, one
-    while results come in, and the service while callbacks do. The provider of this demo charges an address each time that it is asked about it.
+    while it writes results, and the service while a callback comes. The provider of this demo charges an address each time that it is asked about it.
 
     Exit code 0 when its own books say that nothing was paid twice, nothing lost, and nothing processed twice; 1 otherwise.
     """

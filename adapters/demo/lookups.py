@@ -6,6 +6,7 @@ import asyncio
 import csv
 import json
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,19 +29,25 @@ from flowdsl.journal import codecs_of
 from flowdsl.postgres.store import NewStart, Store, connect
 from flowdsl.postgres.worker import new_id
 
-LEASE, PATIENCE = 4.0, 240.0
+LEASE, PATIENCE = 2.0, 240.0
+ENOUGH = 12
+"""Submissions under way, when there are more addresses than the provider takes at a time."""
 SECRET = "whsec_" + "ZW5yaWNobWVudCBkZW1v" * 2
 CONFIGURED = {
     settings.KEY: "demo key",
     settings.COOLDOWN: "500ms",
     settings.DEBOUNCE: "1s",
     settings.BATCH: "25",
-    settings.POLL: "4s",
-    settings.SILENCE: "30s",
+    settings.POLL: "3s",
+    settings.SILENCE: "60s",
     settings.LIMIT: "10m",
     callbacks.SECRET: SECRET,
 }
 """Everything that takes hours in earnest takes seconds here."""
+_INTERRUPTED = (
+    "select distinct execution::text as id from flowdsl.journal"
+    " where fingerprint like 'perform submit-to-fullenrich %' and convert_from(body, 'UTF8') like '%\"Interrupted\"%'"
+)
 
 
 @frozen
@@ -90,20 +97,25 @@ class Play:
         self._provider = self._service = ""
         self.client = httpx2.AsyncClient(timeout=30)
         self._service_pid = 0
-        self._kills = ["a worker that submits", "the service", "a worker", "a worker that submits"] if plan.kill else []
+        self._moments = [self._while_it_submits, self._while_it_is_called, self._while_it_writes] if plan.kill else []
 
     async def run(self) -> Outcome:
         plan, outcome, stage, begun = self._plan, self._outcome, self._stage, time.monotonic()
         weather = ("--faults", plan.faults, "--seed", str(plan.seed), "--forgets", "--again", "1", "--per-minute", "100000")
-        self._provider = stage.standin("--key", "demo key", "--work", "1.5", "--answer", "0.4", *weather, of="fullenrich")
+        self._provider = stage.standin("--key", "demo key", "--work", "1", *weather, of="fullenrich")
         stage.environment |= CONFIGURED | {settings.URL: f"{self._provider}/api/v2", settings.UPLOADS: str(plan.folder)}
         self._service_pid, self._service = stage.service(self._store.dsn)
         stage.environment[settings.CALLBACK] = f"{self._service}/webhooks/fullenrich"
         pids = [stage.worker(self._store.dsn, LEASE) for _ in range(plan.workers)]
         self._screen.say(f"FullEnrich stand-in at {self._provider}, faults {plan.faults}; it charges each time that it is asked")
         self._screen.say(f"service: process {self._service_pid} at {self._service}; {plan.workers} workers: processes {', '.join(map(str, pids))}")
+        await self._close(answer=plan.kill, callback=plan.kill)
         await self._subscribe()
-        await self._follow(begun)
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await self._follow()
+        except TimeoutError:
+            self._screen.say(f"[red]after {PATIENCE:g} s it is not over[/]")
         connection = await connect(self._store.dsn)
         try:
             outcome.verdict = await verdict(connection, self._provider)
@@ -138,62 +150,84 @@ class Play:
 
     # What is done to it
 
-    async def _follow(self, begun: float) -> None:
+    async def _follow(self) -> None:
         """Until every job has its result; kills on the way."""
         told = ""
-        while time.monotonic() - begun < PATIENCE:
+        while True:
             states = await self._states()
-            finished = states.get("enriched", 0) + states.get("absent", 0)
-            if self._kills:
-                await self._look_for_a_moment(finished)
+            if self._moments and await self._moments[0](states):
+                self._moments.pop(0)
             said = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
             if said != told:
                 self._screen.say(said)
                 told = said
-            if finished == self._plan.addresses and not await self._open():
+            finished = states.get("enriched", 0) + states.get("absent", 0)
+            if finished == self._plan.addresses and not self._moments and not await self._open():
                 return
             if all(worker.poll() is not None for worker in self._stage.workers.values()):
                 raise FlowError("all workers have ended; their last words are in the logs below")
+            await self._speak()
             await asyncio.sleep(0.1)
-        self._screen.say(f"[red]after {PATIENCE:g} s it is not over[/]")
 
-    async def _look_for_a_moment(self, finished: int) -> None:
-        stats = await self._ask("stats")
-        match self._kills[0]:
-            case "a worker that submits" if stats["unanswered"]:
-                await self._kill_worker(stats["unanswered"][0], "while a submission was under way")
-            case "the service" if stats["calling"]:
-                await self._kill_service()
-            case "a worker" if finished >= self._plan.addresses // 3:
-                await self._kill_worker(None, "while results came in")
-            case _:
-                pass
+    async def _while_it_submits(self, states: Mapping[str, int]) -> bool:
+        """Once all that is to come has been taken by the provider, which answers nobody: what is cut short then has been taken for sure."""
+        taken, held = {batch["own"] for batch in (await self._ask("ledger"))["batches"]}, (await self._ask("stats"))["held"]["answer"]
+        ours = {row["id"] for row in await self._store.again("select id from enrichment.batches")}
+        whole = sum(states.values()) == self._plan.addresses and not states.get("pending")
+        if not held or not ours <= taken or not (whole or len(held) >= ENOUGH):
+            return False
+        await self._kill_worker(held[0], "while a submission was under way")
+        await self._close(answer=False)
+        return True
 
-    async def _kill_worker(self, execution: str | None, when: str) -> None:
-        """The one that has this execution, or any."""
+    async def _while_it_is_called(self, _: Mapping[str, int]) -> bool:
+        """Half of a callback has come."""
+        if not (await self._ask("stats"))["held"]["callback"]:
+            return False
+        killed, port = self._service_pid, urlsplit(self._service).port or 0
+        self._stage.kill(killed)
+        self._service_pid, _url = await asyncio.to_thread(self._stage.service, self._store.dsn, port)
+        self._outcome.killed.append("service while a callback came")
+        self._screen.say(f"[bold red]kill -9 {killed}[/] while a callback came; service {self._service_pid} is started")
+        return True
+
+    async def _while_it_writes(self, _: Mapping[str, int]) -> bool:
+        """Jobs of one batch are locked, and so whoever brings its results stands still in the middle of that."""
+        connection = await connect(self._store.dsn)
+        try:
+            async with connection.transaction():
+                batch = await connection.fetchval("select batch from enrichment.jobs where state = 'batched' order by id desc limit 1 for update")
+                if batch is None:
+                    return False
+                await self._close(callback=False)
+                while not await self._store.again("select from pg_stat_activity where $1 = any (pg_blocking_pids(pid))", connection.get_server_pid()):
+                    await self._speak()
+                    await asyncio.sleep(0.05)
+                await self._kill_worker(batch, "while it wrote results")
+        finally:
+            await connection.close()
+        return True
+
+    async def _kill_worker(self, execution: str, when: str) -> None:
+        """The one that has this execution."""
         rows = await self._store.again(
-            "select w.pid from flowdsl.executions x join flowdsl.workers w on w.id = x.owner where not w.gone and ($1::uuid is null or x.id = $1)",
-            execution,
+            "select w.pid from flowdsl.executions x join flowdsl.workers w on w.id = x.owner where x.id = $1::uuid", execution
         )
         running = [pid for pid, worker in self._stage.workers.items() if worker.poll() is None]
-        pid = next((row["pid"] for row in rows if row["pid"] in running), None)
-        if pid is None:
-            return
+        pid = next((row["pid"] for row in rows if row["pid"] in running), running[0])
         self._stage.kill(pid)
-        self._kills.pop(0)
         self._outcome.killed.append(f"worker {when}")
         self._screen.say(f"[bold red]kill -9 {pid}[/] {when}; worker {self._stage.worker(self._store.dsn, LEASE)} is started")
-        # Of what it had submitted it may have died before it kept the answer; there only a callback can tell.
-        rows = await self._store.again("select id from enrichment.batches where state = 'submitting'")
-        await self.client.post(f"{self._provider}/_standin/speak", json={"own": [row["id"] for row in rows]})
 
-    async def _kill_service(self) -> None:
-        self._stage.kill(self._service_pid)
-        self._kills.pop(0)
-        self._outcome.killed.append("service while callbacks came")
-        killed, port = self._service_pid, urlsplit(self._service).port or 0
-        self._service_pid, _ = await asyncio.to_thread(self._stage.service, self._store.dsn, port)
-        self._screen.say(f"[bold red]kill -9 {killed}[/] while callbacks came; service {self._service_pid} is started")
+    async def _close(self, **gates: bool) -> None:
+        (await self.client.post(f"{self._provider}/_standin/gates", json=gates)).raise_for_status()
+
+    async def _speak(self) -> None:
+        """Of a submission whose answer was never read only a callback can tell, so the provider makes one."""
+        interrupted = [row["id"] for row in await self._store.again(_INTERRUPTED)]
+        if len(interrupted) > self._outcome.interrupted:
+            self._outcome.interrupted = len(interrupted)
+            (await self.client.post(f"{self._provider}/_standin/speak", json={"own": interrupted})).raise_for_status()
 
     # What is to be seen
 
@@ -215,10 +249,6 @@ class Play:
         outcome.batches = (await self._store.again("select count(*) as n from enrichment.batches"))[0]["n"]
         outcome.callbacks = (await self._store.again("select count(*) as n from flowdsl.webhooks where endpoint = 'fullenrich'"))[0]["n"]
         outcome.refused = outcome.faults.get("forged", 0)
-        query = (
-            "select count(*) as n from flowdsl.journal where fingerprint like 'perform submit-to-fullenrich %' and convert_from(body, 'UTF8') like $1"
-        )
-        outcome.interrupted = (await self._store.again(query, '%"Interrupted"%'))[0]["n"]
 
     def _tell(self) -> None:
         outcome, found = self._outcome, self._outcome.verdict

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import httpx2
 from attrs import asdict, define, field, frozen
 
 from adapters.demo.front import store_for
@@ -55,6 +56,24 @@ class Outcome:
         return self.status == "succeeded" and self.records > 0 and not (self.missing or self.duplicated or self.stale)
 
 
+@frozen
+class Source:
+    """The stand-in, and what it alone can be told."""
+
+    client: httpx2.AsyncClient
+
+    async def gate(self, rows: int | None) -> None:
+        """Once so many rows were read it answers nobody, until it is told anew: no machine is too quick to be killed in the middle."""
+        (await self.client.post("/_standin/gate", json={"rows": rows})).raise_for_status()
+
+    async def waits(self) -> bool:
+        return bool((await self.client.get("/_standin/stats")).raise_for_status().json()["held"])
+
+    async def settle(self) -> None:
+        await self.gate(None)
+        (await self.client.post("/_standin/settle")).raise_for_status()
+
+
 async def play(plan: Plan, screen: Screen) -> Outcome:
     """Raises `FlowError` when the stage cannot be set."""
     async with store_for(plan.database, screen, deployment.migrations) as store:
@@ -72,14 +91,17 @@ async def _play(plan: Plan, screen: Screen, store: Store) -> Outcome:
         pids = [stage.worker(store.dsn, LEASE) for _ in range(plan.workers)]
         screen.say(f"{plan.workers} workers: processes {', '.join(map(str, pids))}")
 
-        full = await _start(store, "full")
-        await _follow(plan, screen, store, stage, full, outcome, "full")
-        await asyncio.to_thread(_settle, address)
+        async with httpx2.AsyncClient(base_url=address, timeout=30) as client:
+            source = Source(client)
+            await source.gate(plan.people * 4 // 5 if plan.kill else None)
+            full = await _start(store, "full")
+            await _follow(screen, store, stage, full, "full", outcome, source if plan.kill else None)
+            await source.settle()
         screen.say("the source has settled: a delta fetches what changed behind the walk's back, a reconciliation finds what was deleted")
         runs = [full]
         for sync_type in ("delta", "reconciliation"):
             runs.append(await _start(store, sync_type))
-            await _follow(plan, screen, store, stage, runs[-1], None, sync_type)
+            await _follow(screen, store, stage, runs[-1], sync_type)
 
         summaries = [await store.summary(one) for one in runs]
         outcome.status = next((one.status for one in summaries if one.status != "succeeded"), "succeeded")
@@ -112,8 +134,10 @@ async def _start(store: Store, sync_type: Any) -> str:
     return (await store.start([wish]))[0].id
 
 
-async def _follow(plan: Plan, screen: Screen, store: Store, stage: Stage, id: str, outcome: Outcome | None, sync_type: str) -> None:
-    """Shows a sync until it ends. With an outcome to fill, kills a worker once a quarter of the expected pages is recorded."""
+async def _follow(
+    screen: Screen, store: Store, stage: Stage, id: str, sync_type: str, outcome: Outcome | None = None, source: Source | None = None
+) -> None:
+    """Shows a sync until it ends, and tells the outcome. With a source, kills a worker as soon as that waits for it."""
     title = f"{sync_type} sync"
     kept: dict[str, int] = {}
     screen.begin()
@@ -123,8 +147,10 @@ async def _follow(plan: Plan, screen: Screen, store: Store, stage: Stage, id: st
         screen.show(title, rows)
         if summary.status not in ("running", "suspended"):
             break
-        if outcome is not None and plan.kill and not outcome.killed and sum(row.records for row in rows) > plan.people * 0.8:
+        if outcome is not None and source is not None and not outcome.killed and await source.waits():
             kept = await _kill(screen, store, stage, outcome)
+            if outcome.killed:
+                await source.gate(None)
         if all(worker.poll() is not None for worker in stage.workers.values()):
             raise FlowError("all workers have ended; their last words are in the logs below")
         await asyncio.sleep(0.15)
@@ -137,25 +163,26 @@ async def _follow(plan: Plan, screen: Screen, store: Store, stage: Stage, id: st
 
 
 async def _kill(screen: Screen, store: Store, stage: Stage, outcome: Outcome) -> dict[str, int]:
-    """Kills the worker that has most to do, and starts another. Gives what each of its executions had recorded by then."""
+    """Kills the worker whose executions have recorded most, and starts another. Gives what each of them had recorded by then."""
     busiest = await store.again(
-        "select w.pid, count(*) from flowdsl.executions x join flowdsl.workers w on w.id = x.owner where not w.gone and w.pid = any($1::int[])"
-        " group by w.pid order by 2 desc limit 1",
-        list(stage.workers),
+        f"select pid from ({_OWNED}) owned where pid = any($1::int[]) group by pid order by sum(steps) desc limit 1", [*stage.workers]
     )
     if not busiest:
         return {}
     pid = busiest[0]["pid"]
     stage.freeze(pid)
-    owned = await store.again(
-        "select x.id, (select count(*) from flowdsl.journal j where j.execution = x.id and j.kind <= 3) as steps"
-        " from flowdsl.executions x join flowdsl.workers w on w.id = x.owner where w.pid = $1 and not w.gone",
-        pid,
-    )
+    owned = await store.again(f"select * from ({_OWNED}) owned where pid = $1", pid)
     stage.kill(pid)
     outcome.killed += 1
     screen.say(f"[bold red]kill -9 {pid}[/]: it had {len(owned)} executions; worker {stage.worker(store.dsn, LEASE)} is started")
     return {str(row["id"]): row["steps"] for row in owned}
+
+
+_OWNED = (
+    "select x.id, w.pid, count(*) as steps from flowdsl.executions x join flowdsl.workers w on w.id = x.owner and not w.gone"
+    " join flowdsl.journal j on j.execution = x.id and j.kind <= 3 group by x.id, w.pid"
+)
+"""Executions that have recorded something, and who has them."""
 
 
 async def _rows(store: Store, id: str, kept: dict[str, int]) -> list[Row]:
@@ -182,9 +209,3 @@ def _row(child: Any, kept: dict[str, int]) -> Row:
         kept.get(str(child["id"]), 0),
         child["entries"],
     )
-
-
-def _settle(address: str) -> None:
-    import httpx2
-
-    httpx2.post(f"{address}/_standin/settle", timeout=30).raise_for_status()

@@ -37,7 +37,7 @@ class Screen:
 
     def say(self, line: str) -> None:
         if not self._quiet:
-            self._console.print(f"[dim]{time.monotonic() - self._begun:5.1f}s[/] {line}", highlight=False)
+            self._console.print(f"[dim]{time.monotonic() - self._begun:5.1f}s[/] {line}", highlight=False, soft_wrap=True)
 
     def begin(self) -> None:
         self._told = {}

@@ -60,10 +60,12 @@ async def fetch_results(request: Fetch) -> Result[EnrichmentResults, FetchFailur
         if isinstance(failure, Refused) and failure.code == IN_PROGRESS:
             return Success(EnrichmentResults(request.enrichment_id, "IN_PROGRESS"))
         return Failure(failure)
+    what = f"GET {REVERSE}/{request.enrichment_id}"
     try:
-        return Success(results_of(answer.unwrap()))
+        news = results_of(answer.unwrap())
     except ValueError as error:
-        return Failure(Unexpected(f"GET {REVERSE}/{request.enrichment_id}", str(error)))
+        return Failure(Unexpected(what, str(error)))
+    return Success(news) if news.enrichment_id == request.enrichment_id else Failure(Unexpected(what, "it is another batch's"))
 
 
 BINDINGS = (

@@ -13,6 +13,7 @@ from attrs import field, frozen
 from domains.enrichment.failures import NotConfigured
 from domains.enrichment.values import LARGEST, Patience
 from flowdsl import Failure, FlowError, Result, Success
+from flowdsl.errors import DefinitionError
 from flowdsl.policy import duration
 
 URL = "FULLENRICH_URL"
@@ -62,30 +63,34 @@ def provider() -> Result[Provider, NotConfigured]:
     for name, address in ((URL, url), (CALLBACK, callback)):
         if address is not None and (urlsplit(address).scheme not in ("http", "https") or not urlsplit(address).hostname):
             return Failure(NotConfigured(name, f"is {address!r}, which is no address", "Write it like https://hooks.example.org/webhooks/fullenrich"))
-    return Success(Provider(url.rstrip("/"), keys[0], callback, _span(COOLDOWN, "60s")))
+    return Success(Provider(url.rstrip("/"), keys[0], callback, _span(os.environ, COOLDOWN, "60s")))
 
 
-def ways() -> Ways:
-    """Raises `FlowError`, which says what is wrong with a setting."""
-    monthly = os.environ.get(MONTHLY, "").strip()
+def ways(environment: Mapping[str, str] = os.environ) -> Ways:
+    """Raises `DefinitionError`, which says what is wrong with a setting."""
+
+    def span(name: str, default: str) -> timedelta:
+        return _span(environment, name, default)
+
     return Ways(
-        _span(DEBOUNCE, "30s"),
-        _count(BATCH, str(LARGEST), LARGEST),
-        Patience(_span(LIMIT, "24h"), _span(POLL, "15m"), _span(SILENCE, "2h")),
-        _count(MONTHLY, monthly, 2**31 - 1, least=0) if monthly else None,
-        Path(os.environ.get(UPLOADS, "").strip() or "uploads"),
+        span(DEBOUNCE, "30s"),
+        _count(environment, BATCH, LARGEST) or LARGEST,
+        Patience(span(LIMIT, "24h"), span(POLL, "15m"), span(SILENCE, "2h")),
+        _count(environment, MONTHLY, 2**31 - 1, least=0),
+        Path(environment.get(UPLOADS, "").strip() or "uploads"),
     )
 
 
-def _span(name: str, default: str) -> timedelta:
+def _span(environment: Mapping[str, str], name: str, default: str) -> timedelta:
+    text = environment.get(name, "").strip() or default
     try:
-        return duration(os.environ.get(name, "").strip() or default)
-    except FlowError as error:
-        raise FlowError(f"{name}: {error}") from None
+        return duration(text)
+    except FlowError:
+        raise DefinitionError(name, f"is {text!r}, which is no span of time", "Write it like 500ms, 30s, 15m or 24h") from None
 
 
-def _count(name: str, default: str, most: int, *, least: int = 1) -> int:
-    text = os.environ.get(name, "").strip() or default
-    if not (text.isascii() and text.isdigit() and len(text) < 12 and least <= int(text) <= most):
-        raise FlowError(f"{name} is {text!r}. It is a whole number from {least} to {most}")
-    return int(text)
+def _count(environment: Mapping[str, str], name: str, most: int, *, least: int = 1) -> int | None:
+    text = environment.get(name, "").strip()
+    if text and not (text.isascii() and text.isdigit() and len(text) < 12 and least <= int(text) <= most):
+        raise DefinitionError(name, f"is {text!r}", f"It is a whole number from {least} to {most}")
+    return int(text) if text else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from typing import Any, Never, cast
 
 from adapters.fullenrich.settings import api_keys, ways
@@ -19,14 +20,15 @@ Fetch = Callable[..., Awaitable[Any]]
 """Runs a statement and gives its rows: a store's `again`, or a connection's `fetch`."""
 
 
-async def trigger_enrichment_for_subscriber(store: Store, subscriber: Saved) -> str | None:
+async def trigger_enrichment_for_subscriber(store: Store, subscriber: Saved, *, tenant: str = "default") -> str | None:
     """The execution that will take this subscriber, and the others of the same moment; None for a corporate address."""
-    return await request(store.again, "subscriber") if subscriber.email_type == "personal" else None
+    return await request(store.again, "subscriber", tenant) if subscriber.email_type == "personal" else None
 
 
-async def trigger_scheduled_enrichment_batch(store: Store) -> str:
+async def trigger_scheduled_enrichment_batch(store: Store, *, tenant: str = "default") -> str:
     """A batch of what is pending, now."""
-    return await begin(store.again, EnrichBatch("hand", datetime.now(UTC).isoformat(), limit=ways().batch, patience=ways().patience))
+    chosen = ways()
+    return await begin(store.again, EnrichBatch("hand", window(datetime.now(UTC)), limit=chosen.batch, patience=chosen.patience), tenant)
 
 
 async def get_execution_for_enrichment(store: Store, enrichment_id: str) -> str | None:
@@ -38,19 +40,20 @@ async def get_execution_for_enrichment(store: Store, enrichment_id: str) -> str 
 async def emit_enrichment_complete(store: Store, execution: str, results: EnrichmentResults, *, tenant: str = "default") -> str:
     """Sends `enrichment-complete`, as the callback does: sent, again, ended or unmatched. The same results act once."""
     body = codec(EnrichmentResults).encode(results)
-    return await store.send(tenant, execution, "signal", enrichment_complete.name, body, f"{results.enrichment_id} {results.status} {hash_of(body)}")
+    return await store.send(tenant, execution, "signal", enrichment_complete.name, body, f"results {sha256(body).hexdigest()}")
 
 
 async def request_enrichment(order: RequestBatch) -> Result[str, Never]:
     """The activity `request-enrichment`."""
-    async with this_attempt().connection() as connection:
-        return Success(await request(connection.fetch, order.trigger))
+    attempt = this_attempt()
+    async with attempt.connection() as connection:
+        return Success(await request(connection.fetch, order.trigger, attempt.tenant))
 
 
-async def request(fetch: Fetch, trigger: Trigger) -> str:
+async def request(fetch: Fetch, trigger: Trigger, tenant: str) -> str:
     """Gathers: whoever asks within the same window gets the same execution, which claims once the window is over."""
     now = (await fetch("select clock_timestamp() as now"))[0]["now"]
-    return await begin(fetch, debounced(trigger, now))
+    return await begin(fetch, debounced(trigger, now), tenant)
 
 
 def debounced(trigger: Trigger, now: datetime) -> EnrichBatch:
@@ -58,16 +61,22 @@ def debounced(trigger: Trigger, now: datetime) -> EnrichBatch:
     chosen = ways()
     size = max(chosen.debounce, timedelta(milliseconds=1))
     begins = now - (now - datetime(1970, 1, 1, tzinfo=UTC)) % size
-    return EnrichBatch(trigger, begins.isoformat(), begins + size, chosen.batch, chosen.patience)
+    return EnrichBatch(trigger, window(begins), begins + size, chosen.batch, chosen.patience)
 
 
-async def begin(fetch: Fetch, order: EnrichBatch) -> str:
+def window(begins: datetime) -> str:
+    """As it is read in a list of executions: without the colons, which a key would have to escape."""
+    return f"{begins:%Y%m%dT%H%M%S.%fZ}"
+
+
+async def begin(fetch: Fetch, order: EnrichBatch, tenant: str) -> str:
     """Starts it, or joins the one of that key."""
     flow, body = enrich_batch, codecs_of(enrich_batch).request.encode(order)
     rows = await fetch(
-        "select id from flowdsl.start(array[$1::uuid], array['default'], array[$2::text], array[$3::int], array[''], array[$4::text],"
-        " array[$5::text], array[$6::bytea], array[null::uuid], array[''], array[false], array[false])",
+        "select id from flowdsl.start(array[$1::uuid], array[$2::text], array[$3::text], array[$4::int], array[''], array[$5::text],"
+        " array[$6::text], array[$7::bytea], array[null::uuid], array[''], array[false], array[false])",
         new_id(),
+        tenant,
         flow.name,
         flow.version,
         flow.key_of(order),
@@ -77,14 +86,8 @@ async def begin(fetch: Fetch, order: EnrichBatch) -> str:
     return str(rows[0]["id"])
 
 
-def hash_of(body: bytes) -> str:
-    from hashlib import sha256
-
-    return sha256(body).hexdigest()
-
-
 def enrichment_schedules(environment: Mapping[str, str]) -> list[Schedule]:
     """Every quarter of an hour what is pending, once there is an API key. A batch waits for a day, so several are open at once."""
-    if not api_keys(environment):
-        return []
-    return [Schedule.cron("*/15 * * * *", enrich_batch, EnrichBatch("schedule"), id="enrichment", jitter="1m", overlap="allow")]
+    chosen = ways(environment)
+    order = EnrichBatch("schedule", limit=chosen.batch, patience=chosen.patience)
+    return [Schedule.cron("*/15 * * * *", enrich_batch, order, id="enrichment", jitter="1m", overlap="allow")] if api_keys(environment) else []

@@ -12,7 +12,7 @@ from adapters.standins.meals.catalogue import Catalogue
 
 @frozen
 class Verdict:
-    """In rows. `untouched` has those that need not be looked at and were; the others are wrong whenever they are not 0."""
+    """In rows."""
 
     made_good: int = 0
     confirmed: int = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 FOLDER = "IMPORTS_FOLDER"
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+TIMEOUT = timedelta(seconds=60)
+"""For a whole answer, which is a block of a file at most."""
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w+)</Code>")
 
@@ -83,8 +86,6 @@ def _kept(wanted: tuple[str, ...]) -> Store:
 
 
 def _store(kind: str, name: str, *settings: str) -> Store:
-    from datetime import timedelta
-
     from obstore.store import LocalStore, S3Store
 
     if kind == "file":
@@ -92,8 +93,8 @@ def _store(kind: str, name: str, *settings: str) -> Store:
     more: dict[str, Any] = {"endpoint": settings[0]} if settings[0] else {}
     return S3Store(
         name,
-        client_options={"allow_http": settings[0].startswith("http://"), "timeout": timedelta(seconds=60), "connect_timeout": timedelta(seconds=10)},
-        retry_config={"max_retries": 1, "retry_timeout": timedelta(seconds=60)},  # the durable policy does the rest
+        client_options={"allow_http": settings[0].startswith("http://"), "timeout": TIMEOUT, "connect_timeout": timedelta(seconds=10)},
+        retry_config={"max_retries": 1, "retry_timeout": TIMEOUT},  # the durable policy does the rest
         **more,
     )
 

@@ -49,6 +49,11 @@ class Refused:
     code: str
     message: str
 
+    @property
+    def whatever_the_rows(self) -> bool:
+        """Whether it says something of what every batch of ours has in common, so that other rows would be refused too."""
+        return any(part in self.code for part in (".name.", ".data.", ".provider.", ".webhook_url", ".custom."))
+
     def __str__(self) -> str:
         return f"FullEnrich refused it with {self.status} {self.code}: {self.message}"
 

@@ -267,9 +267,11 @@ class RequestBatch:
 
 @frozen
 class ReadChunk:
+    """`version`: of the file that was begun with; None before the first chunk."""
+
     upload: Upload
     offset: int
-    columns: tuple[str, ...]
+    version: str | None
 
 
 @frozen
@@ -277,7 +279,7 @@ class Chunk:
     """Rows that were taken in; `next_offset` is None after the last."""
 
     next_offset: int | None
-    columns: tuple[str, ...]
+    version: str
     counted: Uploaded
 
 
@@ -301,7 +303,7 @@ class Watch:
             credits=max(self.tally.credits, news.credits),
             status=news.status,
         )
-        return evolve(self, enrichment_id=news.enrichment_id, tally=tally)
+        return evolve(self, enrichment_id=self.enrichment_id or news.enrichment_id, tally=tally)
 
 
 @frozen
@@ -309,5 +311,5 @@ class Position:
     """How far an upload was read."""
 
     offset: int = 0
-    columns: tuple[str, ...] = ()
+    version: str | None = None
     counted: Uploaded = Uploaded(0, 0, 0, 0)

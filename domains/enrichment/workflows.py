@@ -142,7 +142,7 @@ def pursued(batch: Batch, patience: Patience) -> Steps[Tally, BatchFailure]:
     match (yield from submitted(batch).attempt()):
         case Success(answer):
             return (yield from awaited(batch, answer, patience))
-        case Failure(Refused()) if len(batch.jobs) > 1:
+        case Failure(Refused() as refused) if len(batch.jobs) > 1 and not refused.whatever_the_rows:
             return (yield from halved(batch, patience))
         case Failure(rejection):
             return (yield from fail(rejection))
@@ -271,11 +271,11 @@ def upload(order: Upload) -> Steps[Uploaded, Unreadable]:
 
     @do
     def one_chunk(at: Position) -> Steps[Round[Position, Uploaded], Unreadable]:
-        chunk = yield from read_upload(ReadChunk(order, at.offset, at.columns))
+        chunk = yield from read_upload(ReadChunk(order, at.offset, at.version))
         counted = at.counted + chunk.counted
         if chunk.counted.personal:
             yield from request_batch(RequestBatch("upload"))
         yield from report(f"{order.path}: {counted.created} new, {counted.known} known, {counted.refused} without an address")
-        return Done(counted) if chunk.next_offset is None else Next(Position(chunk.next_offset, chunk.columns, counted))
+        return Done(counted) if chunk.next_offset is None else Next(Position(chunk.next_offset, chunk.version, counted))
 
     return (yield from iterate(Position(), one_chunk))

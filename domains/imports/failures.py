@@ -74,7 +74,9 @@ class FileChanged:
     line: int
 
     def __str__(self) -> str:
-        return f"{self.url} was replaced while it was read (before line {self.line}). Start the import again: rows that are done are skipped"
+        return (
+            f"{self.url} was replaced or removed while it was read (before line {self.line}). Start the import again: rows that are done are skipped"
+        )
 
 
 @frozen

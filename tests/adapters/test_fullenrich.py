@@ -13,7 +13,7 @@ import httpx2
 import pytest
 from attrs import evolve
 
-from adapters.fullenrich import settings
+from adapters.fullenrich import client, settings
 from adapters.fullenrich.bindings import check_credits, fetch_results
 from adapters.fullenrich.callbacks import enrichment_webhooks, on_results, on_subscriber
 from adapters.fullenrich.client import FullEnrich
@@ -24,7 +24,7 @@ from adapters.fullenrich.triggers import debounced
 from adapters.fullenrich.verdict import judged
 from adapters.standins.fullenrich import Faults, Ledger, create_app, profile_of, serve
 from domains.enrichment.failures import NotConfigured, NotFound, RateLimited, Refused, Unanswered, Unauthorized, Unavailable, Unexpected
-from domains.enrichment.values import AskCredits, Batch, Credits, Fetch, Found, Job, Profile
+from domains.enrichment.values import AskCredits, Batch, Credits, EnrichBatch, Fetch, Found, Job, Profile
 from domains.enrichment.workflows import enrich_batch
 from flowdsl import Failure, FlowError, Success
 from flowdsl.service.verifiers import Forged
@@ -51,6 +51,7 @@ def standin(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 # Requests
 
 
+@pytest.mark.shows("S2.2")
 async def test_a_batch_is_submitted_read_and_done(standin: str) -> None:
     answer = (await at(standin).post(BULK, submission(BATCH, None))).unwrap()
     id = answer["enrichment_id"]
@@ -81,6 +82,7 @@ async def test_what_it_refuses(standin: str) -> None:
     assert isinstance((await at(standin).post(BULK, submission(many, None))).failure(), Refused)
 
 
+@pytest.mark.shows("S2.29")
 async def test_after_sixty_calls_in_a_minute_it_rests() -> None:
     with serve(create_app(per_minute=2)) as url:
         answers = [await at(url).get("/account/credits") for _ in range(3)]
@@ -100,6 +102,16 @@ async def test_a_connection_that_breaks_leaves_a_submission_in_doubt_and_no_look
     with serve(create_app(ledger, work=None, faults=Faults(dropped=1.0))) as url:
         assert isinstance((await at(url).post(BULK, submission(BATCH, None))).failure(), Unanswered)
     assert len(ledger.batches) == 1, "it was taken"
+
+
+@pytest.mark.shows("S2.29")
+async def test_an_answer_that_takes_too_long_leaves_a_submission_in_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "_PATIENCE", 0.2)
+    app = create_app(work=None)
+    app.state.standin.gates["answer"].move(0)
+    with serve(app) as url:
+        failure = (await at(url).post(BULK, submission(BATCH, None))).failure()
+    assert isinstance(failure, Unanswered) and "TimeoutError" in str(failure)
 
 
 @pytest.mark.parametrize("status", [500, 502, 503, 504])
@@ -127,10 +139,20 @@ def test_settings_say_what_is_wrong_with_them(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv(settings.URL, "ftp://x")
     assert provider().failure().setting == settings.URL
     monkeypatch.setenv(settings.MONTHLY, "many")
-    with pytest.raises(FlowError, match="ENRICHMENT_MONTHLY_CREDITS is 'many'"):
+    with pytest.raises(FlowError, match="ENRICHMENT_MONTHLY_CREDITS: is 'many'"):
         ways()
+    for wrong in ({settings.BATCH: "101"}, {settings.BATCH: "0"}, {settings.POLL: "soon"}, {settings.MONTHLY: "-1"}):
+        with pytest.raises(FlowError, match=next(iter(wrong))):
+            part(wrong)
 
 
+def test_what_the_clock_starts_is_patient_as_configured() -> None:
+    (schedule,) = part({settings.KEY: "key", settings.BATCH: "7", settings.POLL: "1m"}).schedules
+    order: EnrichBatch = schedule.request
+    assert (order.limit, order.patience.poll, order.patience.limit) == (7, timedelta(minutes=1), timedelta(hours=24))
+
+
+@pytest.mark.shows("S2.20")
 def test_without_a_key_there_is_no_endpoint_and_no_schedule() -> None:
     bare, keyed = part({}), part({settings.KEY: "key"})
     assert ([*bare.schedules], [*bare.webhooks]) == ([], [])
@@ -150,6 +172,7 @@ def test_whoever_asks_in_one_window_asks_for_one_batch(monkeypatch: pytest.Monke
 # Documents
 
 
+@pytest.mark.shows("S2.2")
 def test_what_is_sent() -> None:
     sent = submission(BATCH, "https://hooks.example.org/webhooks/fullenrich")
     assert sent["data"][0] == {"email": "kim0@gmail.com", "custom": {"batch_id": "b-1", "job_id": "1"}}
@@ -162,6 +185,7 @@ def told(**more: Any) -> dict[str, Any]:
     return {"id": "e", "status": "FINISHED", "data": [item], "cost": {"credits": 1}} | more
 
 
+@pytest.mark.shows("S2.5")
 def test_what_is_read() -> None:
     assert results_of(told()).results == (Found(7, Profile("Mira Okafor")),)
     assert batch_of(told()) == "b-1"
@@ -198,6 +222,7 @@ def test_a_callback_is_believed_with_either_key_and_with_no_other() -> None:
         hook.verifier.verify(body, {})
 
 
+@pytest.mark.shows("S2.14", "S2.43")
 def test_whom_a_callback_tells() -> None:
     reactions: list[Any] = on_results(Delivery("fullenrich", "d", json.dumps(told()).encode()))
     assert [(one.to, one.signal.name) for one in reactions] == [("b-1", "enrichment-complete")]
@@ -245,6 +270,31 @@ def test_a_verdict_that_is_not(batches: list[Any], rows: list[Any], credits: flo
     found = judged(batches, rows, credits)
     assert not found.clean
     assert getattr(found, what)
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        (told(id="another"), "it is another batch's"),
+        ({"status": "FINISHED"}, "it has no id"),
+        (told(data={"0": {}}), "data is no list"),
+        (told(cost={"credits": 1e12}), "cost.credits is no number"),
+    ],
+    ids=["another batch", "no id", "no list", "a fortune"],
+)
+async def test_a_look_that_lies_is_no_news(monkeypatch: pytest.MonkeyPatch, answer: dict[str, Any], problem: str) -> None:
+    from starlette.applications import Starlette
+    from starlette.responses import JSONResponse
+    from starlette.routing import Route
+
+    async def lying(_: Any) -> JSONResponse:
+        return JSONResponse(answer)
+
+    with serve(Starlette(routes=[Route(f"/api/v2{BULK}/e", lying)])) as url:
+        monkeypatch.setenv(settings.URL, f"{url}/api/v2")
+        monkeypatch.setenv(settings.KEY, "key")
+        failure = (await fetch_results(Fetch("e"))).failure()
+    assert isinstance(failure, Unexpected) and failure.problem == problem
 
 
 async def test_a_redirection_is_no_answer() -> None:

@@ -62,6 +62,7 @@ async def whole(desk: Desk) -> bool:
 # The callback
 
 
+@pytest.mark.shows("S2.3", "S2.4", "S2.6", "S2.9", "S2.14-17", "S2.22", "S2.23", "S2.43", "S2.47")
 async def test_a_callback_brings_the_results(desk: Desk) -> None:
     id = await desk.start()
     enrichment_id = await desk.waits(id)
@@ -74,6 +75,7 @@ async def test_a_callback_brings_the_results(desk: Desk) -> None:
     assert await get_execution_for_enrichment(desk.store, "nobody-knows-it") is None
 
 
+@pytest.mark.shows("S2.12")
 async def test_a_callback_before_the_mapping(at: At) -> None:
     async with at(work=0.0, answer=0.5, faults=Faults(early=1.0)) as desk:
         await desk.add(*EMAILS)
@@ -93,18 +95,22 @@ async def test_a_callback_after_an_answer_that_was_lost(at: At) -> None:
         assert len(await desk.submissions()) == 1, "paid once"
 
 
+@pytest.mark.shows("S2.15")
 async def test_a_callback_that_comes_twice(desk: Desk) -> None:
     id = await desk.start()
     await desk.waits(id)
+    await desk.tell("finish", count=4, quiet=True)
+    for bytes in ("some", "other"):  # some of the results, twice, while it waits for the others
+        assert (await desk.tell("callback", status="IN_PROGRESS", custom={"bytes": bytes}))["status"] == 200
     await desk.tell("finish", quiet=True)
     assert (await desk.tell("callback"))["status"] == 200
     assert (await desk.tell("callback"))["status"] == 200  # the same bytes
     assert (await desk.tell("callback", status="FINISHED"))["status"] == 200
     await desk.ended(id, "succeeded")
-    assert (await desk.tell("callback", custom={"other": "bytes"}))["status"] == 200
+    assert (await desk.tell("callback", custom={"bytes": "late"}))["status"] == 200
     await desk.eventually(lambda: desk.callbacks("ended"))
     assert await whole(desk)
-    assert len(await desk.callbacks()) == 2, "equal bytes are one delivery"
+    assert len(await desk.callbacks()) == 4, "equal bytes are one delivery"
 
 
 async def test_callbacks_out_of_order(desk: Desk) -> None:
@@ -117,6 +123,7 @@ async def test_callbacks_out_of_order(desk: Desk) -> None:
     assert await whole(desk)
 
 
+@pytest.mark.shows("S2.22")
 async def test_a_callback_for_an_unknown_id_does_nothing(desk: Desk) -> None:
     id = await desk.start()
     await desk.waits(id)
@@ -139,6 +146,25 @@ async def test_a_forged_callback_is_refused(desk: Desk, forged: dict[str, Any]) 
     await desk.tell("finish")
     await desk.ended(id, "succeeded")
     assert await whole(desk)
+
+
+async def test_a_callback_that_names_jobs_of_another_batch_finishes_none_of_them(at: At) -> None:
+    """Signed as it should be, and wrong: the provider says something of what it was not asked in that batch, or never asked."""
+    async with at() as desk:
+        await desk.add(*EMAILS)
+        first, second = [await desk.start(window=window, jobs=1) for window in "12"]
+        batches = {id: await desk.waits(id) for id in (first, second)}
+        other = await desk.connection.fetchval("select id from enrichment.jobs where batch = $1", second)
+        await desk.tell("finish", quiet=True)
+        for job in (other, 10**15):
+            assert (await desk.tell("callback", batch=batches[first], custom={"job_id": str(job)}))["status"] == 200
+        await desk.ended(first, "succeeded")
+        assert await desk.connection.fetchval("select state from enrichment.jobs where id = $1", other) == "batched"
+        reason = await desk.connection.fetchval("select reason from enrichment.jobs where batch = $1", first)
+        assert reason == "the final results say nothing of it"
+        await desk.tell("callback", batch=batches[second])
+        await desk.ended(second, "succeeded")
+        assert await desk.processed() == {1}
 
 
 async def test_a_callback_signed_with_the_key_that_is_being_replaced(at: At, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,6 +209,7 @@ async def test_no_callback_ever_and_the_look_finds_it(at: At) -> None:
         assert await whole(desk)
 
 
+@pytest.mark.shows("S2.49")
 async def test_no_callback_ever_and_the_time_is_over(desk: Desk) -> None:
     id = await desk.start(limit=timedelta(seconds=1), poll=SOON)
     found = await desk.ended(id, "failed")
@@ -198,6 +225,7 @@ async def test_no_callback_ever_and_the_time_is_over(desk: Desk) -> None:
 # Submissions
 
 
+@pytest.mark.shows("S2.29", "S2.48")
 async def test_what_was_not_taken_is_submitted_again(at: At) -> None:
     async with at(work=0.1, faults=Faults(seed=3, refused=0.7)) as desk:
         await desk.add(*EMAILS)
@@ -238,6 +266,7 @@ async def test_one_bad_row_does_not_block_the_others(at: At) -> None:
         assert sorted(asked) == sorted({*EMAILS} - {EMAILS[3]})
 
 
+@pytest.mark.shows("S2.16", "S2.58")
 async def test_cancelled_while_it_waits(desk: Desk) -> None:
     id = await desk.start()
     enrichment_id = await desk.waits(id)
@@ -291,9 +320,25 @@ async def test_the_months_budget_is_never_exceeded_by_batches_at_once(at: At, mo
         assert sum(item["charged"] for batch in await desk.submissions() for item in batch["items"]) <= 5
 
 
+async def test_what_partial_results_cost_frees_nothing_of_the_months_budget(at: At, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(settings.MONTHLY, "6")
+    async with at() as desk:
+        await desk.add(*EMAILS)
+        id = await desk.start(window="1", jobs=5)
+        batch = await desk.waits(id)
+        await desk.eventually(lambda: desk.connection.fetchval("select count(*) = 2 from enrichment.batches where state = 'submitted'"))
+        await desk.tell("finish", count=2)
+        await desk.tell("callback", batch=batch, status="IN_PROGRESS")
+        await desk.eventually(lambda: desk.connection.fetchval("select credits from enrichment.batches where id = $1 and credits > 0", id))
+        found = await desk.ended(await desk.start(window="2", jobs=5), "succeeded")
+        assert found["result"]["status"] == "nothing to do", "the others of the first batch may still cost a credit each"
+        assert [len(one["items"]) for one in await desk.submissions()] == [5, 1], "the second is what was left of the budget"
+
+
 # Claims
 
 
+@pytest.mark.shows("S2.1", "S2.45")
 async def test_claims_at_once_share_the_jobs_and_none_is_taken_twice(at: At) -> None:
     async with at(work=0.1) as desk:
         await desk.add(*(f"someone{number}@gmail.com" for number in range(60)))
@@ -312,6 +357,7 @@ async def _all_done(desk: Desk) -> bool:
 # What starts a batch
 
 
+@pytest.mark.shows("S2.8", "S2.18", "S2.19", "S2.54")
 async def test_subscribers_of_one_moment_are_one_batch(at: At, monkeypatch: pytest.MonkeyPatch) -> None:
     async with at(work=0.1) as desk:
         monkeypatch.setenv(settings.DEBOUNCE, "24h")
@@ -321,6 +367,7 @@ async def test_subscribers_of_one_moment_are_one_batch(at: At, monkeypatch: pyte
         assert await trigger_enrichment_for_subscriber(desk.store, corporate) is None
 
 
+@pytest.mark.shows("S2.8", "S2.20", "S2.21")
 async def test_a_batch_by_hand(desk: Desk) -> None:
     id = await trigger_scheduled_enrichment_batch(desk.store)
     enrichment_id = await desk.waits(id)
@@ -333,6 +380,7 @@ async def test_a_batch_by_hand(desk: Desk) -> None:
     assert await desk.processed() == {1}
 
 
+@pytest.mark.shows("S2.10", "S2.41", "S2.44")
 async def test_new_subscribers_by_webhook_are_enriched_together(at: At) -> None:
     async with at(work=0.1) as desk:
         signed = Standard(ENVIRONMENT["ENRICHMENT_SUBSCRIBERS_SECRET"])
@@ -352,6 +400,7 @@ async def _whole_list(desk: Desk) -> bool:
     return states.get("enriched", 0) + states.get("absent", 0) == len(EMAILS)
 
 
+@pytest.mark.shows("S2.42")
 async def test_an_upload_is_enriched(at: At, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(settings.UPLOADS, str(tmp_path))
     rows = [
@@ -379,7 +428,7 @@ async def test_an_upload_is_enriched(at: At, monkeypatch: pytest.MonkeyPatch, tm
         ("missing.csv", None, "No such file"),
         ("../secret.csv", "email\nkim@gmail.com\n", "is not in"),
         ("other.csv", "name\nKim\n", "names no column"),
-        ("bytes.csv", b"email\n\xff\xfe@gmail.com\n", "codec"),
+        ("bytes.csv", b"email\n\xff\xfe@gmail.com\n", "line 2 is not UTF-8"),
     ],
 )
 async def test_an_upload_that_cannot_be_read(
@@ -395,6 +444,7 @@ async def test_an_upload_that_cannot_be_read(
         assert found["status"] == "failed" and problem in json.dumps(found), found
 
 
+@pytest.mark.shows("S2.5", "S2.23")
 def test_the_payload_of_the_signal_has_a_code() -> None:
     news = EnrichmentResults("e", "FINISHED", (Found(1, Profile("王")),), 1.5)
     assert codec(EnrichmentResults).decode(codec(EnrichmentResults).encode(news)) == news

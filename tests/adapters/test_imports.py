@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import io
 from collections.abc import AsyncIterator, Sequence
@@ -79,7 +80,8 @@ async def kitchen(canonical: str, connection: Any, storage: Storage, monkeypatch
         await client.close()
 
 
-async def test_a_file_is_imported_and_imported_again(kitchen: Kitchen) -> None:  # S3.24, S3.31
+@pytest.mark.shows("S3.6", "S3.16", "S3.24", "S3.25", "S3.31")
+async def test_a_file_is_imported_and_imported_again(kitchen: Kitchen) -> None:
     kitchen.put(240)
     first = await kitchen.counts()
     assert first.rows == 240 and 10 < first.failed < 40
@@ -100,7 +102,8 @@ async def test_a_file_is_imported_and_imported_again(kitchen: Kitchen) -> None: 
     assert len(kitchen.errors()) == second.failed
 
 
-async def test_a_chunk_asks_once_which_of_its_rows_are_known(kitchen: Kitchen, monkeypatch: pytest.MonkeyPatch) -> None:  # S3.14, S3.15
+@pytest.mark.shows("S3.14", "S3.15")
+async def test_a_chunk_asks_once_which_of_its_rows_are_known(kitchen: Kitchen, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     existing = kitchen.worker.store.existing
 
@@ -114,7 +117,8 @@ async def test_a_chunk_asks_once_which_of_its_rows_are_known(kitchen: Kitchen, m
     assert asked == [100, 100, 10]
 
 
-async def test_every_row_can_be_looked_at(kitchen: Kitchen) -> None:  # S3.1, S3.7, S3.8, S3.13, S3.17 to S3.19, S3.25, S3.27, S3.32
+@pytest.mark.shows("S3.1", "S3.7", "S3.13", "S3.17-19", "S3.25", "S3.27")
+async def test_every_row_can_be_looked_at(kitchen: Kitchen) -> None:
     kitchen.put(30)
     parent = await kitchen.begin()
     await kitchen.worker.wait(parent)
@@ -142,6 +146,19 @@ async def test_what_is_replaced_while_it_is_read_is_told_and_done_the_next_time(
     again = await kitchen.counts()
     assert again.rows == 210 and again.already > 70
     assert judged(kitchen.told(), after_first(CATALOGUE, 210)).clean
+
+
+async def test_two_imports_of_a_file_at_once_are_one(kitchen: Kitchen) -> None:
+    kitchen.put(120)
+    bucket, key = kitchen.storage.url.removeprefix("s3://").split("/", 1)
+    spellings = [kitchen.storage.url, f"https://s3.amazonaws.com/{bucket}/{key.replace(' ', '%20')}"] * 3
+    ids = await asyncio.gather(*(kitchen.begin(url) for url in spellings))
+    assert len({*ids}) == 1
+    exit = await kitchen.worker.wait(ids[0])
+    assert isinstance(exit, Success) and exit.unwrap().counts.rows == 120
+    verdict = judged(kitchen.told(), after_first(CATALOGUE, 120))
+    assert verdict.clean and {*kitchen.records.asked.values()} <= {1, 2}, "a row is asked about again only when its request was refused"
+    assert (await kitchen.counts()).already > 90, "begun after the end it is another import"
 
 
 async def test_a_file_on_disk(kitchen: Kitchen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from adapters.s3 import reading
+from adapters.s3 import reading, store
 from adapters.s3.reading import inspect_file, read_rows
 from adapters.s3.reports import clear_parts, publish_errors, write_errors
 from adapters.standins.listening import serve
@@ -61,6 +62,7 @@ FILE = b"\xef\xbb\xbforder_id,sku,note\r\n" + b"".join(b'%d,A,"one\r\ntwo"\r\n' 
 # Reading
 
 
+@pytest.mark.shows("S3.33")
 @pytest.mark.parametrize("block", [7, 64, 128 * 1024])
 async def test_a_file_is_read_chunk_by_chunk_whatever_a_block_holds(storage: Storage, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "BLOCK", block)
@@ -164,6 +166,66 @@ async def test_what_s3_says_is_translated(storage: Storage, monkeypatch: pytest.
     with serve(Starlette(routes=[Route("/{path:path}", refusing, methods=["GET", "HEAD"])])) as url:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", url)
         assert isinstance(await why_not("s3://kitchen/x.csv"), kind)
+
+
+@pytest.mark.parametrize(
+    ("what", "kind"),
+    [
+        ("denied", Denied),
+        ("broken", Unavailable),
+        ("slow down", Unavailable),
+        ("cut", Unavailable),
+        ("stuck", Unavailable),
+        ("too short", Unavailable),
+        ("gone", FileChanged),
+        ("replaced", FileChanged),
+    ],
+)
+async def test_what_goes_wrong_in_the_middle_of_a_file(monkeypatch: pytest.MonkeyPatch, what: str, kind: type) -> None:
+    """Of what was read before, nothing is lost: the chunk that fails is asked for again, or the import ends and says why."""
+    monkeypatch.setattr(store, "TIMEOUT", timedelta(milliseconds=300))
+    monkeypatch.setattr(reading, "BLOCK", 64)
+    refusals = {"denied": (403, "AccessDenied"), "broken": (500, "InternalError"), "slow down": (503, "SlowDown"), "gone": (404, "NoSuchKey")}
+    refusals["replaced"] = (412, "PreconditionFailed")
+    bad = False
+
+    async def answer(request: Request) -> Response:
+        first, last = map(int, request.headers.get("range", f"bytes=0-{len(FILE) - 1}").removeprefix("bytes=").split("-"))
+        body = FILE[first : last + 1]
+        headers = {"etag": '"one"', "last-modified": "Wed, 04 Jun 2025 00:00:00 GMT", "content-range": f"bytes {first}-{last}/{len(FILE)}"}
+        if request.method == "HEAD":
+            return Response(headers={**headers, "content-length": str(len(FILE))})
+        if bad and what in refusals:
+            return Response(f"<Error><Code>{refusals[what][1]}</Code></Error>", refusals[what][0])
+        body = body[:9] if bad and what == "too short" else body
+        return Stopping(body, 206, headers, cut=bad and what == "cut", stuck=bad and what == "stuck")
+
+    with serve(Starlette(routes=[Route("/{path:path}", answer, methods=["GET", "HEAD"])])) as url:
+        for name, value in {"AWS_ENDPOINT_URL_S3": url, "AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "AWS_REGION": "us-east-1"}.items():
+            monkeypatch.setenv(name, value)
+        file = await inspected("s3://kitchen/x.csv")
+        first = await read(file, file.offset, file.line, 2)
+        bad = True
+        failure = (await read_rows(ReadRows(file, first.offset, first.line, 2))).failure()
+        assert isinstance(failure, kind), failure
+        bad = False
+        assert names([first, await read(file, first.offset, first.line, 2)]) == ["0", "1", "2", "3"]
+
+
+class Stopping(Response):
+    """An answer that may break off in its middle, or go no further."""
+
+    def __init__(self, body: bytes, status: int, headers: dict[str, str], *, cut: bool, stuck: bool) -> None:
+        super().__init__(body, status, headers)
+        self._cut, self._stuck = cut, stuck
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if not (self._cut or self._stuck):
+            return await super().__call__(scope, receive, send)
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": bytes(self.body[:9]), "more_body": True})
+        while self._stuck and (await receive())["type"] != "http.disconnect":
+            pass
 
 
 async def test_a_storage_that_is_away_is_worth_another_try(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:

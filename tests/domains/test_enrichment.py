@@ -60,9 +60,10 @@ def played(fake: Fake, books: Books) -> Fake:
     return books.play(fake)
 
 
-# S2.1 to S2.4, S2.15 to S2.17, S2.36: the four steps
+# The four steps
 
 
+@pytest.mark.shows("S2.1", "S2.4", "S2.15", "S2.17", "S2.36", "S2.45")
 def test_it_claims_submits_waits_and_writes(played: Fake, books: Books) -> None:
     run = played.signal(enrichment_complete, WHOLE, at="3m").run(enrich_batch, ORDER)
     assert run.exit == Success(Tally(6, 5, 1, 5.0, "FINISHED"))
@@ -72,22 +73,25 @@ def test_it_claims_submits_waits_and_writes(played: Fake, books: Books) -> None:
     assert books.states == {"enriched": 5, "absent": 1}
 
 
+@pytest.mark.shows("S2.12", "S2.16", "S2.46", "S2.55")
 def test_the_id_is_known_while_it_waits_and_not_afterwards(played: Fake, books: Books) -> None:
-    waiting = played.run(enrich_batch, ORDER, until="1h")  # S2.12, S2.22, S2.55
+    waiting = played.run(enrich_batch, ORDER, until="1h")
     assert books.registered == {"e-1": waiting.id}
     played.signal(enrichment_complete, WHOLE, to=waiting.id).run(enrich_batch, EnrichBatch("hand", "another"))
     assert played.look(waiting).exit is not None
-    assert "e-1" not in books.registered  # S2.16
+    assert "e-1" not in books.registered
 
 
+@pytest.mark.shows("S2.11", "S2.45")
 def test_a_batch_is_at_most_a_hundred_and_the_rest_goes_on_in_the_next(fake: Fake) -> None:
     books = Books({n: Row(n, f"kim{n}@gmail.com") for n in range(250)}, balance=1000.0, finished=True)
-    run = books.play(fake).run(enrich_batch, ORDER)  # S2.11
+    run = books.play(fake).run(enrich_batch, ORDER)
     assert run.exit == Success(Tally(100, 100, 0, 100.0, "FINISHED"))
     assert [len(batch.jobs) for batch in books.submissions] == [100, 100, 50]
     assert books.states == {"enriched": 250}
 
 
+@pytest.mark.shows("S2.61")
 def test_nothing_pending_submits_nothing(fake: Fake) -> None:
     run = Books({}).play(fake).run(enrich_batch, ORDER)
     assert run.exit == Success(NOTHING)
@@ -101,9 +105,10 @@ def test_what_is_triggered_soon_is_claimed_when_the_window_is_over(played: Fake)
     assert enrich_batch.key_of(order) == "subscriber:10%3A00"
 
 
-# Callbacks: S2.14, S2.21 to S2.23, and the traps
+# Callbacks
 
 
+@pytest.mark.shows("S2.12")
 def test_a_callback_before_the_mapping(played: Fake, books: Books) -> None:
     run = played.signal(enrichment_complete, WHOLE).takes(contracts.submit_batch, "5s").run(enrich_batch, ORDER)
     assert run.exit == Success(Tally(6, 5, 1, 5.0, "FINISHED"))
@@ -116,6 +121,7 @@ def test_a_callback_when_the_answer_to_the_submission_was_lost(played: Fake, boo
     assert len(books.submissions) == 1, "it was paid once"
 
 
+@pytest.mark.shows("S2.15")
 def test_a_callback_that_comes_twice(played: Fake, books: Books) -> None:
     played.signal(enrichment_complete, WHOLE, at="3m").signal(enrichment_complete, WHOLE, at="3m")
     run = played.run(enrich_batch, ORDER)
@@ -130,12 +136,14 @@ def test_callbacks_out_of_order(played: Fake, books: Books) -> None:
     assert {row.written for row in books.rows.values()} == {1}
 
 
+@pytest.mark.shows("S2.22")
 def test_a_callback_for_an_unknown_id_does_nothing(played: Fake, books: Books) -> None:
     run = played.signal(enrichment_complete, WHOLE, to="nobody-waits-for-this", at="3m").run(enrich_batch, ORDER, until="1h")
     assert run.exit is None
     assert books.states == {"batched": 6}
 
 
+@pytest.mark.shows("S2.60")
 def test_a_callback_without_items_finds_who_waits_for_the_providers_id(played: Fake, books: Books) -> None:
     empty = EnrichmentResults("e-1", "CANCELED")
     run = played.signal(enrichment_complete, empty, to="e-1", at="3m").run(enrich_batch, ORDER)
@@ -145,9 +153,14 @@ def test_a_callback_without_items_finds_who_waits_for_the_providers_id(played: F
 
 def test_a_forged_callback_can_name_no_job_of_others(played: Fake, books: Books) -> None:
     """What is forged never comes as far as this: the service refuses it. Were it signed, it still could finish only jobs of that batch."""
-    foreign = EnrichmentResults("e-9", "IN_PROGRESS", (Found(99, Profile("Eve")),))
-    run = played.signal(enrichment_complete, foreign, at="1m").signal(enrichment_complete, WHOLE, at="3m").run(enrich_batch, ORDER)
-    assert run.exit == Success(Tally(6, 5, 1, 5.0, "FINISHED"))
+    books.rows[7] = Row(7, "kim7@gmail.com", "batched", "another")
+    foreign = EnrichmentResults("e-9", "IN_PROGRESS", (Found(7, Profile("Eve")), Found(99, Profile("Eve"))))
+    run = played.signal(enrichment_complete, foreign, at="1m").run(enrich_batch, ORDER, until="20m")
+    assert books.states == {"batched": 7}
+    assert [asked.enrichment_id for asked in run.calls(contracts.fetch_results)] == ["e-1"], "nor does it lead the looks astray"
+    played.signal(enrichment_complete, WHOLE, to=run.id).run(enrich_batch, EnrichBatch("hand", "x"))
+    assert played.look(run).exit == Success(Tally(6, 5, 1, 5.0, "FINISHED"))
+    assert (books.rows[7].state, books.rows[7].written) == ("batched", 0)
 
 
 def test_partial_results_are_written_as_they_come(played: Fake, books: Books) -> None:
@@ -160,8 +173,9 @@ def test_partial_results_are_written_as_they_come(played: Fake, books: Books) ->
     assert {row.written for row in books.rows.values()} == {1}
 
 
+@pytest.mark.shows("S2.13", "S2.34", "S2.49", "S2.53")
 def test_no_callback_ever_and_a_day_passes(played: Fake, books: Books) -> None:
-    run = played.run(enrich_batch, ORDER)  # S2.13, S2.34, S2.49, S2.53
+    run = played.run(enrich_batch, ORDER)
     assert run.exit == Failure(Expired(run.id))
     assert timedelta(hours=24) <= run.elapsed < timedelta(hours=24, minutes=1)
     assert 90 <= run.count(contracts.fetch_results) <= 97, "a look each quarter of an hour, and a last one"
@@ -169,6 +183,7 @@ def test_no_callback_ever_and_a_day_passes(played: Fake, books: Books) -> None:
     assert all("expired" in str(row.reason) for row in books.rows.values())
 
 
+@pytest.mark.shows("S2.60")
 def test_no_callback_and_the_look_finds_it(played: Fake, books: Books) -> None:
     books.finished = True
     run = played.run(enrich_batch, ORDER)
@@ -217,9 +232,10 @@ def test_a_crash_while_it_submits_is_no_second_submission(played: Fake, books: B
     assert run.count(contracts.submit_batch) == 1
 
 
-# Retries: S2.24 to S2.32, S2.48, S2.52
+# Retries
 
 
+@pytest.mark.shows("S2.25-28", "S2.30-32", "S2.52")
 def test_the_policy_is_the_seeds() -> None:
     one = timedelta(seconds=1)
     policy = contracts.PROVIDER
@@ -230,6 +246,7 @@ def test_the_policy_is_the_seeds() -> None:
     assert contracts.check_credits.policies.retry is contracts.fetch_results.policies.retry is policy
 
 
+@pytest.mark.shows("S2.25", "S2.29", "S2.30", "S2.48")
 @pytest.mark.parametrize("status", [500, 502, 503, 504])
 def test_a_submission_that_was_not_taken_is_made_again(played: Fake, books: Books, status: int) -> None:
     books.finished = True
@@ -239,18 +256,31 @@ def test_a_submission_that_was_not_taken_is_made_again(played: Fake, books: Book
     assert run.elapsed == timedelta(seconds=1 + 2 + 4 + 8, minutes=15)
 
 
+@pytest.mark.shows("S2.25", "S2.39", "S2.40")
 def test_after_five_it_has_failed_and_its_jobs_say_why(played: Fake, books: Books) -> None:
     run = played.on(contracts.submit_batch, Failure(Unavailable("POST", 503))).run(enrich_batch, ORDER)
     assert run.exit == Failure(Unavailable("POST", 503))
     assert run.count(contracts.submit_batch) == 5
-    assert {row.reason for row in books.rows.values()} == {"POST: FullEnrich answered 503"}  # S2.39, S2.40
+    assert {row.reason for row in books.rows.values()} == {"POST: FullEnrich answered 503"}
     assert books.closed[-1].passing
 
 
+@pytest.mark.shows("S2.29")
 def test_too_many_requests_wait_the_minute_that_the_provider_asks_for(played: Fake, books: Books) -> None:
     books.finished = True
     run = played.fails_once(contracts.submit_batch, RateLimited(timedelta(minutes=1))).run(enrich_batch, ORDER)
     assert run.elapsed == timedelta(minutes=16)
+
+
+@pytest.mark.shows("S2.29")
+@pytest.mark.parametrize(
+    "failure", [Unauthorized("error.api.key"), Unavailable("GET /account/credits", 503), RateLimited(timedelta(minutes=1))], ids=str
+)
+def test_who_cannot_ask_for_credit_claims_nothing(played: Fake, books: Books, failure: Unauthorized | Unavailable | RateLimited) -> None:
+    run = played.on(contracts.check_credits, Failure(failure)).run(enrich_batch, ORDER)
+    assert run.exit == Failure(failure)
+    assert run.count(contracts.check_credits) == (1 if isinstance(failure, Unauthorized) else 5)
+    assert books.states == {"pending": 6}
 
 
 @pytest.mark.parametrize("failure", [Unauthorized("error.api.key"), NotConfigured("KEY", "is not set", "Set it")], ids=str)
@@ -261,15 +291,17 @@ def test_what_a_retry_does_not_mend_is_not_tried_again(played: Fake, books: Book
     assert not books.closed[-1].passing
 
 
-# On error only what is unfinished: S2.38 to S2.40
+# On error only what is unfinished
 
 
+@pytest.mark.shows("S2.38", "S2.40")
 def test_a_failure_marks_unfinished_jobs_only(played: Fake, books: Books) -> None:
     run = played.signal(enrichment_complete, results(ALL, "IN_PROGRESS", first=2), at="1h").run(enrich_batch, ORDER)
     assert run.exit == Failure(Expired(run.id))
     assert books.states == {"enriched": 2, "failed": 4}
 
 
+@pytest.mark.shows("S2.38", "S2.39")
 def test_a_bug_marks_them_too(played: Fake, books: Books) -> None:
     run = played.on(contracts.process_results, RuntimeError("no such column")).signal(enrichment_complete, WHOLE).run(enrich_batch, ORDER)
     assert books.states == {"failed": 6}
@@ -282,8 +314,9 @@ def test_cancelled_before_anything_was_asked_leaves_them_pending(played: Fake, b
     assert books.states == {"pending": 6}
 
 
+@pytest.mark.shows("S2.58")
 def test_cancelled_while_it_waits_marks_them_failed(played: Fake, books: Books) -> None:
-    run = played.cancel(at="1h").run(enrich_batch, ORDER)  # S2.58
+    run = played.cancel(at="1h").run(enrich_batch, ORDER)
     assert isinstance(run.exit, Cancelled)
     assert books.states == {"failed": 6}
     assert all("cancelled" in str(row.reason) for row in books.rows.values())
@@ -308,6 +341,14 @@ def test_without_credit_nothing_is_claimed_and_somebody_is_told(played: Fake, bo
 # One bad row
 
 
+@pytest.mark.parametrize("code", ["error.enrichment.webhook_url", "error.enrichment.custom.key.exceeded", "error.enrichment.data.exceeded"])
+def test_what_is_wrong_with_every_batch_is_not_tried_in_halves(played: Fake, books: Books, code: str) -> None:
+    run = played.on(contracts.submit_batch, Failure(Refused(400, code, "no"))).run(enrich_batch, ORDER)
+    assert run.exit == Failure(Refused(400, code, "no"))
+    assert run.count(contracts.submit_batch) == 1
+    assert {row.reason for row in books.rows.values()} == {f"FullEnrich refused it with 400 {code}: no"}
+
+
 def test_one_bad_row_does_not_block_the_others(played: Fake, books: Books) -> None:
     books.rows[4].email, books.finished = "bad@gmail.com", True
     run = played.run(enrich_batch, ORDER)
@@ -321,6 +362,7 @@ def test_one_bad_row_does_not_block_the_others(played: Fake, books: Books) -> No
 # Crashes
 
 
+@pytest.mark.shows("S2.6")
 def test_no_crash_changes_what_comes_out(played: Fake, books: Books) -> None:
     run = played.signal(enrichment_complete, WHOLE, at="1h").crash(everywhere=True).run(enrich_batch, ORDER)
     assert run.exit == Success(Tally(6, 5, 1, 5.0, "FINISHED"))
@@ -328,9 +370,10 @@ def test_no_crash_changes_what_comes_out(played: Fake, books: Books) -> None:
     assert {row.written for row in books.rows.values()} == {1}
 
 
-# What makes jobs: S2.10, S2.18, S2.19, S2.41, S2.42, S2.54
+# What makes jobs
 
 
+@pytest.mark.shows("S2.10", "S2.19", "S2.41", "S2.44", "S2.54", "S2.61")
 @pytest.mark.parametrize(
     ("saved", "execution"),
     [
@@ -348,9 +391,9 @@ def test_only_a_new_personal_subscriber_starts_an_enrichment(fake: Fake, saved: 
 
 def test_an_upload_goes_chunk_by_chunk_through_crashes(fake: Fake) -> None:
     chunks = {
-        0: Chunk(10, ("email",), Uploaded(2, 0, 1, 0)),
-        10: Chunk(20, ("email",), Uploaded(0, 1, 0, 1)),
-        20: Chunk(None, ("email",), Uploaded(1, 0, 1, 0)),
+        0: Chunk(10, "v", Uploaded(2, 0, 1, 0)),
+        10: Chunk(20, "v", Uploaded(0, 1, 0, 1)),
+        20: Chunk(None, "v", Uploaded(1, 0, 1, 0)),
     }
 
     def read_chunk(asked: ReadChunk) -> Success[Chunk]:
@@ -359,9 +402,10 @@ def test_an_upload_goes_chunk_by_chunk_through_crashes(fake: Fake) -> None:
     fake.on(contracts.read_upload, read_chunk).on(contracts.request_batch, Success("e"))
     run = fake.crash(everywhere=True).run(upload, Upload("new.csv"))
     assert run.exit == Success(Uploaded(3, 1, 2, 1))
-    assert {asked.offset for asked in run.calls(contracts.read_upload)} == {0, 10, 20}
+    assert {(asked.offset, asked.version) for asked in run.calls(contracts.read_upload)} == {(0, None), (10, "v"), (20, "v")}
 
 
+@pytest.mark.shows("S2.54")
 @pytest.mark.parametrize(
     ("given", "address", "kind"),
     [
@@ -428,8 +472,9 @@ def test_lint_finds_nothing() -> None:
         assert lint(one) == []
 
 
+@pytest.mark.shows("S2.34", "S2.38", "S2.51")
 def test_the_definition_is_the_seeds() -> None:
-    assert enrich_batch.name == "subscriber-enrichment"  # S2.38, S2.51
+    assert enrich_batch.name == "subscriber-enrichment"
     assert enrichment_complete.name == "enrichment-complete"
     assert Patience().limit == timedelta(hours=24)
     assert Interrupted in contracts.submit_batch.shape.failures.__args__
@@ -444,6 +489,7 @@ def test_the_golden_journals_hold_each_way_that_a_batch_goes() -> None:
     assert {file.stem for file in FOLDER.glob("*.json")} == {name for name, _ in made()}
 
 
+@pytest.mark.shows("S2.5")
 @pytest.mark.parametrize("file", sorted(FOLDER.glob("*.json")), ids=lambda file: file.stem)
 def test_a_recorded_batch_still_folds_to_its_exit(file: Path) -> None:
     for one in read(file.read_text(), str(file)):

@@ -16,7 +16,7 @@ from domains.imports.values import Counts, Imported, ProcessMealShort, ProcessMe
 from domains.imports.workflows import process_meal_short, process_meal_shorts_csv
 from flowdsl import Failure, Success
 from flowdsl.outline import outline
-from flowdsl.testing import Fake, check
+from flowdsl.testing import Fake, World, check, worlds
 from flowdsl.testing.golden import compared, definitions_of, read
 from tests.domains.imports_kitchen import ORDER, Kitchen, csv_of
 
@@ -30,9 +30,10 @@ def counts_of(run: Any) -> Counts:
     return found.counts
 
 
-# The file. S3.1, S3.20, S3.21: a parent with a child for each row; S3.31: others go on when some fail
+# The file: a parent with a child for each row
 
 
+@pytest.mark.shows("S3.20", "S3.25", "S3.31")
 def test_each_row_has_one_child_and_the_counts_are_joined(fake: Fake) -> None:
     kitchen = Kitchen(csv_of("1,A", "1,B", "2,A", "3,A", "3"), unknown={"2,A"})
     run = kitchen.play(fake).run(process_meal_shorts_csv, ORDER)
@@ -44,7 +45,8 @@ def test_each_row_has_one_child_and_the_counts_are_joined(fake: Fake) -> None:
     assert kitchen.parts == {}
 
 
-def test_the_three_steps_of_a_row_are_one_after_another(fake: Fake) -> None:  # S3.22
+@pytest.mark.shows("S3.22", "S3.26")
+def test_the_three_steps_of_a_row_are_one_after_another(fake: Fake) -> None:
     kitchen = Kitchen()
     run = kitchen.play(fake).run(process_meal_short, ProcessMealShort("1", "A"))
     assert run.exit == Success(None)
@@ -59,15 +61,17 @@ def test_a_step_that_fails_ends_the_row(fake: Fake) -> None:
     assert kitchen.goods == {}
 
 
-def test_keys_are_made_of_the_row_and_no_two_rows_share_one() -> None:  # S3.11, S3.12, S3.30
+@pytest.mark.shows("S3.11", "S3.12", "S3.30")
+def test_keys_are_made_of_the_row_and_no_two_rows_share_one() -> None:
     key = process_meal_short.key_of
     assert key(ProcessMealShort("456", "ABC123")) == "meal-short-456-ABC123"
     assert key(ProcessMealShort("1-2", "3")) != key(ProcessMealShort("1", "2-3"))
 
 
-# Begun again: S3.6, S3.14 to S3.16, S3.24
+# Begun again
 
 
+@pytest.mark.shows("S3.6", "S3.16", "S3.24")
 def test_the_second_run_does_failed_and_new_rows_and_nothing_else(fake: Fake) -> None:
     kitchen = Kitchen(csv_of("1,A", "1,B", "2,A", "2,B"), unknown={"1,B"}, bounces={"2,A"})
     assert counts_of(kitchen.play(fake).run(process_meal_shorts_csv, ORDER)) == Counts(done=2, failed=2)
@@ -79,6 +83,7 @@ def test_the_second_run_does_failed_and_new_rows_and_nothing_else(fake: Fake) ->
     assert len(kitchen.goods) == len(kitchen.confirmed) == 5
 
 
+@pytest.mark.shows("S3.6")
 def test_a_row_whose_confirmation_failed_is_not_made_good_twice(fake: Fake) -> None:
     """The trap: the second child is another execution, and every attempt of it has another key."""
     kitchen = Kitchen(csv_of("1,A"), bounces={"1,A"})
@@ -96,6 +101,7 @@ def test_however_its_address_is_spelled_a_file_is_one_file(fake: Fake) -> None:
     assert counts_of(again) == Counts(already=1)
 
 
+@pytest.mark.shows("S3.8")
 def test_another_file_has_rows_of_its_own(fake: Fake) -> None:  # the seed's trap: unique over the table, asked for per parent
     kitchen = Kitchen(csv_of("1,A"))
     kitchen.play(fake).run(process_meal_shorts_csv, ORDER)
@@ -103,7 +109,8 @@ def test_another_file_has_rows_of_its_own(fake: Fake) -> None:  # the seed's tra
     assert kitchen.twice() == []
 
 
-def test_a_key_that_comes_twice_in_the_file_is_one_row(fake: Fake) -> None:  # S3.3
+@pytest.mark.shows("S3.3")
+def test_a_key_that_comes_twice_in_the_file_is_one_row(fake: Fake) -> None:
     kitchen = Kitchen(csv_of("1,A", "1,A", "1,B", "1,A"), chunk=3)
     assert counts_of(kitchen.play(fake).run(process_meal_shorts_csv, ORDER)) == Counts(done=2, already=1, repeated=1)
     assert sorted(kitchen.asked) == ["1,A", "1,B"]
@@ -141,7 +148,8 @@ def test_a_storage_that_is_away_is_asked_again(fake: Fake) -> None:
     assert counts_of(run) == Counts(done=1)
 
 
-def test_a_bug_in_one_row_stays_in_it(fake: Fake) -> None:  # S3.26: each row an isolated child
+@pytest.mark.shows("S3.26", "S3.31")
+def test_a_bug_in_one_row_stays_in_it(fake: Fake) -> None:
     kitchen = Kitchen(csv_of("1,A", "2,A"))
 
     def validated(request: ProcessMealShort) -> Any:
@@ -177,6 +185,7 @@ def test_the_errors_are_there_when_the_process_dies_after_they_were_published(fa
 CELLS = st.sampled_from(["1,A", "1,B", "2,A", "3,C", "bad", '"', "", '"4",D', '5,"E\nE"', "é,F"])
 
 
+@pytest.mark.shows("S3.3", "S3.24")
 @settings(max_examples=30 * LONG, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(CELLS, max_size=12), chunk=st.integers(1, 5), wrong=st.sets(st.sampled_from(["1,A", "2,A", "3,C"])), data=st.data())
 def test_two_runs_of_any_file_do_every_row_once(rows: list[str], chunk: int, wrong: set[str], data: Any) -> None:
@@ -192,6 +201,23 @@ def test_two_runs_of_any_file_do_every_row_once(rows: list[str], chunk: int, wro
     assert kitchen.twice() == []
     assert len(kitchen.asked) == len(set(kitchen.asked)) <= first.failed
     assert set(kitchen.goods.values()) == set(kitchen.confirmed.values()) == {one for one in kitchen.confirmed.values()}
+
+
+@settings(max_examples=40 * LONG, deadline=None)
+@given(worlds(process_meal_shorts_csv, request=st.just(ORDER), model=Kitchen))
+def test_in_no_world_has_a_row_two_children_or_none(world: World[ProcessMealShortsCsv, Imported, object]) -> None:
+    """Whatever the order service answers and wherever the process dies: one child that did a row, and no second one beside it."""
+    run = world.run()
+    children = [(child.calls(contracts.validate_order)[:1], child.exit) for child in run.children]
+    rows = [row for row, _ in children if row]
+    done = [row for row, exit in children if exit == Success(None)]
+    assert len(done) == len(set(done))
+    assert all(rows.count(row) == 1 for row in rows if row != (ProcessMealShort("1", "A"),)), "only the line that comes again may be tried again"
+    if isinstance(run.exit, Success):
+        assert {*rows} == {(ProcessMealShort(*row),) for row in ("1A", "1B", "2A")}
+        assert run.exit.unwrap().counts.done == len(done)
+        assert run.exit.unwrap().counts.rows == 4
+    assert world.model.twice() == []
 
 
 # The kit's laws, and the golden journal

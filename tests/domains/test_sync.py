@@ -78,6 +78,7 @@ def graph_of(manifest: Manifest, sync_type: Any = "full") -> Graph:
 # The graph
 
 
+@pytest.mark.shows("S4.16", "S4.36-38", "S4.45", "S4.74")
 def test_the_order_of_the_church() -> None:
     graph = graph_of(CHURCH)
     assert graph.sync_order == ("Campus", "Household", "Person", "Membership", "Merger", "Email", "Address")
@@ -86,6 +87,7 @@ def test_the_order_of_the_church() -> None:
     assert graph.dependencies["Email"] == Needs(("Person",), ("Merger",))
 
 
+@pytest.mark.shows("S4.38")
 def test_a_cycle_is_broken_by_linking_later() -> None:
     graph = graph_of(CHURCH)
     assert graph.dependencies["Household"] == Needs()
@@ -99,6 +101,7 @@ def test_what_may_be_linked_later_still_waits_where_it_can() -> None:
     assert graph.dependencies["A"] == Needs(("B",))
 
 
+@pytest.mark.shows("S4.38")
 def test_a_hard_cycle_is_refused_by_name() -> None:
     manifest = Manifest(
         "m",
@@ -127,12 +130,14 @@ def test_a_target_that_nobody_describes_is_named() -> None:
     assert "Bee" in str(fault)
 
 
+@pytest.mark.shows("S4.48")
 def test_a_delta_leaves_out_what_nothing_tells_of() -> None:
     graph = graph_of(CRM, "delta")
     assert set(graph.sync_order) == {"Company", "Contact", "Deal", "LineItem"}
     assert graph.dependencies["Deal"] == Needs(("Company",), ("Contact",))
 
 
+@pytest.mark.shows("S4.36", "S4.63")
 def test_the_order_of_a_crm() -> None:
     graph = graph_of(CRM)
     assert graph.sync_order == ("Company", "Contact", "Stage", "Deal", "LineItem")
@@ -148,6 +153,7 @@ def test_a_part_of_a_graph() -> None:
 # The endpoints
 
 
+@pytest.mark.shows("S4.25", "S4.52")
 @pytest.mark.parametrize(
     ("name", "sync_type", "subject", "endpoint", "then"),
     [
@@ -262,6 +268,7 @@ def answer(found: Run) -> Any:
     return found.exit.unwrap()
 
 
+@pytest.mark.shows("S4.1-3", "S4.18", "S4.63", "S4.68", "S4.77")
 @pytest.mark.parametrize("manifest", [CHURCH, CRM], ids=["church", "crm"])
 def test_the_manifest_alone_decides_what_is_synced_and_after_what(manifest: Manifest) -> None:
     found = run(Church(manifest, pages={one.name: 3 for one in manifest.entities}))
@@ -277,12 +284,14 @@ def test_the_manifest_alone_decides_what_is_synced_and_after_what(manifest: Mani
     assert [one.relationship for one in found.calls(contracts.link_entity)] == [link.relationship for link in graph.links]
 
 
+@pytest.mark.shows("S4.5", "S4.17")
 def test_each_child_is_told_its_dependencies() -> None:
     found = run(Church())
     told = {one.order.entity_name: one.order.dependencies for one in asked(found) if one.order.sync_type == "full"}
     assert told == graph_of(CHURCH).dependencies
 
 
+@pytest.mark.shows("S4.20", "S4.21", "S4.33")
 def test_the_answer_is_written_whole() -> None:
     found = answer(run(Church(pages={"Person": 4})))
     written = json.loads(codec(MainSynced).encode(found))
@@ -296,6 +305,7 @@ def test_the_answer_is_written_whole() -> None:
     }
 
 
+@pytest.mark.shows("S4.18-20")
 def test_what_hangs_on_a_failed_entity_is_skipped_and_says_so() -> None:
     found = run(Church(failing={"Person": Unauthorized(403, "PELICAN", "Ask for the scope")}))
     results = {one.entity_name: one for one in answer(found).results}
@@ -318,6 +328,7 @@ def test_a_refused_credential_ends_the_sync_before_it_begins() -> None:
     assert "ProcessEntityPage" not in found.calls()
 
 
+@pytest.mark.shows("S4.9")
 def test_an_unknown_adapter_is_a_failure() -> None:
     found = run(Church(), order=MainSync("org_1", "elsewhere", "full"))
     assert found.exit == Failure(UnknownAdapter("elsewhere", ("church",)))
@@ -335,6 +346,7 @@ def test_an_unknown_entity_is_a_failure() -> None:
 PERSON = EntitySync("org_1", "church", "Person", "full")
 
 
+@pytest.mark.shows("S4.4", "S4.28", "S4.31", "S4.33", "S4.69", "S4.43")
 def test_pages_follow_each_other_with_the_pause_they_ask_for() -> None:
     found = run(Church(pages={"Person": 3}, pause=timedelta(seconds=1)), entity_sync, PERSON)
     told = [one for one in found.story() if one.startswith(("ProcessEntityPage", "sleep"))]
@@ -342,11 +354,13 @@ def test_pages_follow_each_other_with_the_pause_they_ask_for() -> None:
     assert answer(found) == EntitySynced("Person", "full", 30, 3, 0)
 
 
+@pytest.mark.shows("S4.31")
 def test_no_pause_is_no_timer() -> None:
     found = run(Church(pages={"Person": 3}), entity_sync, PERSON)
     assert not [one for one in found.story() if one.startswith("sleep")]
 
 
+@pytest.mark.shows("S4.32")
 def test_the_watermark_is_the_newest_change_seen() -> None:
     found = run(Church(pages={"Person": 3}), entity_sync, PERSON)
     status: SyncStatus = found.calls(contracts.update_sync_status)[0]
@@ -354,6 +368,7 @@ def test_the_watermark_is_the_newest_change_seen() -> None:
     assert status.records == 30
 
 
+@pytest.mark.shows("S4.51", "S4.52")
 def test_one_person_only_moves_no_watermark() -> None:
     found = run(Church(), entity_sync, evolve(PERSON, subject="501"))
     assert [one.endpoint.name for one in asked(found)] == ["getPersonById"]
@@ -362,11 +377,13 @@ def test_one_person_only_moves_no_watermark() -> None:
     assert "MeasureEntity" not in found.calls()
 
 
+@pytest.mark.shows("S4.23")
 def test_two_persons_have_two_keys() -> None:
     keys = {entity_sync.key_of(evolve(PERSON, subject=id)) for id in (None, "1", "2")}
     assert len(keys) == 3
 
 
+@pytest.mark.shows("S4.12", "S4.60")
 def test_a_schedule_runs_again_after_the_last_run_has_ended() -> None:
     memory = Memory(deployment(), Church().answers())
     order = MainSync("org_1", "church", "full")
@@ -383,6 +400,7 @@ DELTA = evolve(PERSON, sync_type="delta")
 SEEN = {"Person": NOON - timedelta(days=1)}
 
 
+@pytest.mark.shows("S4.27", "S4.49")
 def test_a_delta_starts_at_the_watermark() -> None:
     found = run(Church(watermarks=SEEN), entity_sync, DELTA)
     assert asked(found)[0].cursor == Cursor(floor=SEEN["Person"], since=SEEN["Person"])
@@ -441,6 +459,7 @@ def test_only_a_full_sync_does() -> None:
         assert {one.order.sync_type for one in asked(found)} == {sync_type}
 
 
+@pytest.mark.shows("S4.29")
 def test_tallies_add_up() -> None:
     one, two = Tally(1, 2, 3, NOON), Tally(10, 20, 30, None)
     assert one.and_then(two) == two.and_then(one) == Tally(11, 22, 33, NOON)
@@ -449,6 +468,7 @@ def test_tallies_add_up() -> None:
 # Crashes
 
 
+@pytest.mark.shows("S4.55")
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 8, 9, 13, 21, 40])
 def test_a_crash_after_any_entry_changes_nothing(n: int) -> None:
     def church() -> Church:

@@ -96,6 +96,7 @@ def test_the_offset_stays_small_where_the_filter_can_be_moved() -> None:
 # A list that moves
 
 
+@pytest.mark.shows("S4.39")
 @settings(max_examples=300, deadline=None)
 @given(
     seconds=st.lists(st.integers(0, 12), min_size=1, max_size=60),

@@ -23,7 +23,7 @@ import pytest
 from flowdsl.testing.chaos.evidence import gathered, read_logs
 from flowdsl.testing.chaos.ledger import ADDRESS, tell, tell_blocking
 from flowdsl.testing.chaos.nemesis import DECK
-from flowdsl.testing.chaos.orders import KINDS, drawn
+from flowdsl.testing.chaos.orders import KINDS, RELEASES, drawn
 from flowdsl.testing.chaos.prediction import predicted
 from flowdsl.testing.chaos.processes import begin, end, ready
 from flowdsl.testing.chaos.run import Run, Wish
@@ -85,7 +85,13 @@ def test_every_fault_was_tried_and_most_really_hit(quick: tuple[int, dict[str, A
     assert sum(one["hit"] for one in faults.values()) >= sum(one["tried"] for one in faults.values()) / 2
     assert faults["kill worker"]["met"] + faults["freeze worker"]["met"] >= 1
     assert faults["swallow"]["met"] + faults["late commit"]["met"] >= 1
+    assert faults["kill service"]["met"] + faults["rolling deploy"]["met"] >= 1
     assert quick[1]["seen"]["execution.taken_over"] >= 1
+
+
+def test_the_service_was_asked_and_versions_stood_side_by_side(trial: Trial) -> None:
+    assert sum("new" in one for one in trial.evidence.told if one["state"] == "ok") >= WORKFLOWS // 4
+    assert {row["version"] for row in trial.evidence.executions.values() if row["workflow"] == "chaos.deployed"} <= set(range(1, RELEASES + 1))
 
 
 def test_the_evidence_is_judged_again_the_same(trial: Trial) -> None:
@@ -116,7 +122,7 @@ def test_called_off_it_leaves_nothing_behind(how: signal.Signals) -> None:
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a suite in the background has it ignored
     )
     try:
-        for _ in range(600):
+        for _ in range(1800):
             folders = list(base.glob("flowdsl-chaos-*/worker-1.log"))
             if folders:
                 break
@@ -125,7 +131,7 @@ def test_called_off_it_leaves_nothing_behind(how: signal.Signals) -> None:
         process.send_signal(how)
         assert process.wait(60) == 128 + how
         assert list(base.iterdir()) == []
-        for _ in range(200):  # one that was just being started ends when it finds us gone
+        for _ in range(1200):  # one that was just being started ends when it finds us gone
             if not processes_in(str(base)):
                 break
             time.sleep(0.05)
@@ -277,6 +283,21 @@ def instant_doubled(trial: Trial) -> None:
     trial.evidence.firings.insert(1, trial.evidence.firings[1])
 
 
+def last_instant_missed(trial: Trial) -> None:
+    trial.evidence.firings.pop()
+
+
+def of_another_version(trial: Trial) -> None:
+    _, id = of_kind(trial, "deployed")
+    row = trial.evidence.executions[id]
+    row["version"] += -1 if row["version"] > 1 else 1
+
+
+def first_twice(trial: Trial) -> None:
+    first = next(one for one in trial.evidence.told if one.get("new"))
+    trial.evidence.told.append(first)
+
+
 def run_anew_and_twice(trial: Trial) -> None:
     _, id = of_kind(trial, "retried")
     rows = trial.evidence.journals[id]
@@ -319,6 +340,9 @@ def odd_answer(trial: Trial) -> None:
         (too_often_a_second, "rate kept"),
         (instant_missed, "schedule complete"),
         (instant_doubled, "schedule complete"),
+        (last_instant_missed, "schedule complete"),
+        (of_another_version, "each by its version"),
+        (first_twice, "calls answered"),
         (signal_lost, "signals once"),
         (signal_doubled, "signals once"),
         (odd_answer, "calls answered"),

@@ -1,7 +1,7 @@
 """A runnable stand-in of FullEnrich: `python -m adapters.standins.fullenrich --port 0`.
 
 Reverse look-up in batches, with the real API's shapes, limits, errors, signatures and callbacks. What the real API does not have lives under
-`/_standin/`: `ledger`, `stats`, `credits`, `finish`, `callback`, `settle`.
+`/_standin/`: `ledger`, `stats`, `credits`, `finish`, `callback`, `speak`, `gates`, `settle`.
 """
 
 from adapters.standins.fullenrich.app import create_app

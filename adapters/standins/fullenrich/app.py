@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter, deque
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from time import monotonic
 from typing import Any
 
@@ -19,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 from adapters.standins.fullenrich.calling import Caller
 from adapters.standins.fullenrich.faults import Faults
 from adapters.standins.fullenrich.ledger import Batch, Ledger, Wrong
+from adapters.standins.gate import Gate
 
 BULK = "/api/v2/contact/reverse/email/bulk"
 
@@ -37,8 +38,11 @@ def create_app(
     """The API of one workspace. `work`: seconds until a batch is done, None: when `/_standin/finish` says so; `answer`: seconds between taking a
     submission and answering it; `again`: seconds between two tries of a callback."""
     books, weather = ledger or Ledger(), faults or Faults()
-    caller = Caller(books, weather, key, again)
-    standin = Standin(ledger=books, faults=weather, caller=caller, keys=(key, *old_keys), work=work, answer=answer, per_minute=per_minute)
+    gates = {"answer": Gate(), "callback": Gate()}
+    caller = Caller(books, weather, key, again, gates["callback"])
+    standin = Standin(
+        ledger=books, gates=gates, faults=weather, caller=caller, keys=(key, *old_keys), work=work, answer=answer, per_minute=per_minute
+    )
     api = [
         Route("/api/v2/account/keys/verify", standin.api(standin.verify), methods=["GET"]),
         Route("/api/v2/account/credits", standin.api(standin.credits), methods=["GET"]),
@@ -52,6 +56,7 @@ def create_app(
         Route("/_standin/finish", standin.finish, methods=["POST"]),
         Route("/_standin/callback", standin.call, methods=["POST"]),
         Route("/_standin/speak", standin.speak, methods=["POST"]),
+        Route("/_standin/gates", standin.move, methods=["POST"]),
         Route("/_standin/settle", standin.settle, methods=["POST"]),
     ]
     app = Starlette(routes=[*api, *control])
@@ -76,6 +81,8 @@ class Standin:
     """One running stand-in: its books, its weather, and what was asked of it so far."""
 
     ledger: Ledger
+    gates: Mapping[str, Gate]
+    """`answer`: a submission is taken and not answered yet. `callback`: half of it is sent."""
     faults: Faults
     caller: Caller
     keys: tuple[str, ...]
@@ -83,8 +90,6 @@ class Standin:
     answer: float
     per_minute: int
     requests: Counter[str] = field(factory=Counter[str])
-    pending: dict[str, str] = field(factory=dict[str, str])
-    """Submissions that were taken and are not answered yet: the owner's id, by ours."""
     _times: deque[float] = field(factory=deque[float])
     _tasks: set[asyncio.Task[None]] = field(factory=set[asyncio.Task[None]])
 
@@ -129,7 +134,6 @@ class Standin:
             return _error(wrong.status, wrong.code, wrong.message)
         except ValueError:
             return _error(400, "error.enrichment.data.empty", "the body is no JSON")
-        self.pending[batch.id] = batch.own
         early, dropped, late = self.faults.happens("early"), self.faults.happens("dropped"), self.faults.happens("late")
         batch.mute = self.faults.happens("mute") and not (dropped or early)
         if early:
@@ -137,13 +141,11 @@ class Standin:
             await asyncio.wait([self._spawn(self.caller.tell(batch))], timeout=2)
         elif self.work is not None:
             self._spawn(self._done(batch, self.work + self.answer))
-        try:
-            await asyncio.sleep(self.answer)
-            if dropped or await request.is_disconnected():
-                batch.mute = False  # a callback is all that its owner will ever hear of it
-                return _Dropped()
-        finally:
-            self.pending.pop(batch.id, None)
+        await asyncio.sleep(self.answer)
+        await self.gates["answer"].passed(batch.own)
+        if dropped or await request.is_disconnected():
+            self._speak(batch)
+            return _Dropped()
         if late:
             return Response("upstream is slow", 504, media_type="text/plain")
         batch.answered = True
@@ -182,9 +184,8 @@ class Standin:
             {
                 "requests": self.requests,
                 "faults": self.faults.done,
-                "unanswered": [*self.pending.values()],
+                "held": {name: gate.held for name, gate in self.gates.items()},
                 "open": open,
-                "calling": self.caller.calling,
             }
         )
 
@@ -218,10 +219,21 @@ class Standin:
         """No batch of these owners' ids is mute any more: their owners never read the answer to the submission."""
         owners = set((await request.json())["own"])
         for batch in [batch for batch in self.ledger.batches.values() if batch.own in owners]:
+            self._speak(batch)
+        return JSONResponse({"speaking": sorted(owners)})
+
+    def _speak(self, batch: Batch) -> None:
+        """A callback is all that its owner will ever hear of it."""
+        if batch.mute or batch.answered:
             batch.mute = batch.answered = False
             if batch.status != "IN_PROGRESS":
                 self._spawn(self.caller.tell(batch))
-        return JSONResponse({"speaking": sorted(owners)})
+
+    async def move(self, request: Request) -> Response:
+        """`{"answer": true, "callback": false}`: which gates are closed from now on."""
+        for name, closed in (await request.json()).items():
+            self.gates[name].move(0 if closed else None)
+        return Response(status_code=204)
 
     async def settle(self, request: Request) -> Response:
         self.faults.stopped = True

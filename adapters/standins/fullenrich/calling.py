@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import hmac
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
 
@@ -14,6 +15,7 @@ from attrs import define
 
 from adapters.standins.fullenrich.faults import Faults
 from adapters.standins.fullenrich.ledger import Batch, Ledger
+from adapters.standins.gate import Gate
 
 TRIES = 6
 """The first, and five more."""
@@ -25,8 +27,7 @@ class Caller:
     faults: Faults
     key: str
     again: float
-    calling: int = 0
-    """Callbacks that are under way, or will be made again."""
+    gate: Gate
     client: httpx2.AsyncClient | None = None
 
     def _client(self) -> httpx2.AsyncClient:
@@ -57,23 +58,27 @@ class Caller:
 
     async def _until_heard(self, batch: Batch, document: dict[str, Any]) -> None:
         """Never given up for a batch whose submission was not answered: its owner could not look."""
-        self.calling += 1
-        try:
-            while len(batch.callbacks) < TRIES or not batch.answered:
-                status = await self.post(batch, document)
-                batch.callbacks.append(str(status or "nobody there"))
-                if 200 <= status < 300:
-                    return
-                await asyncio.sleep(self.again)
-        finally:
-            self.calling -= 1
+        while len(batch.callbacks) < TRIES or not batch.answered:
+            status = await self.post(batch, document, gate=self.gate)
+            batch.callbacks.append(str(status or "nobody there"))
+            if 200 <= status < 300:
+                return
+            await asyncio.sleep(self.again)
 
-    async def post(self, batch: Batch, document: dict[str, Any], *, key: str | None = None, unsigned: bool = False) -> int:
-        """One try. 0: nobody answered."""
+    async def post(self, batch: Batch, document: dict[str, Any], *, key: str | None = None, unsigned: bool = False, gate: Gate | None = None) -> int:
+        """One try. 0: nobody answered. A gate is passed when half of it is sent."""
         body = json.dumps(document).encode()
         signature = hmac.new((key or self.key).encode(), body, hashlib.sha1).hexdigest()
         headers = {"content-type": "application/json"} | ({} if unsigned else {"X-Signature-SHA1": signature})
+        headers["content-length"] = str(len(body))
         try:
-            return (await self._client().post(str(batch.webhook_url), content=body, headers=headers)).status_code
+            return (await self._client().post(str(batch.webhook_url), content=_halves(body, batch.own, gate), headers=headers)).status_code
         except httpx2.HTTPError:
             return 0
+
+
+async def _halves(body: bytes, own: str, gate: Gate | None) -> AsyncIterator[bytes]:
+    yield body[: len(body) // 2]
+    if gate is not None:
+        await gate.passed(own)
+    yield body[len(body) // 2 :]

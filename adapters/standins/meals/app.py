@@ -5,7 +5,6 @@ POST /v1/orders/check, /v1/shorts, /v1/confirmations: {"items": [{"order_id", "s
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from hmac import compare_digest
@@ -17,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from adapters.standins.gate import Gate
 from adapters.standins.meals.faults import Faults
 from adapters.standins.meals.records import Records
 
@@ -27,21 +27,16 @@ Deed = Callable[[Mapping[str, Any]], dict[str, Any]]
 def create_app(records: Records, faults: Faults | None = None, token: str = "token") -> Starlette:
     """The service over these records, which stay the caller's to look at."""
     weather = faults or Faults()
-    gate: int | None = None
-    moved = asyncio.Event()
+    gate = Gate()
 
     async def check(request: Request) -> Response:
         answer = await checked(request)
-        while gate is not None and len(records.asked) >= gate:
-            await moved.wait()
+        await gate.passed(count=lambda: len(records.asked))
         return answer
 
     async def move(request: Request) -> Response:
         """`{"asked": n}`: once so many rows have been looked at, answers about rows wait for the next move; with null they go out."""
-        nonlocal gate, moved
-        gate = json.loads(await request.body())["asked"]
-        before, moved = moved, asyncio.Event()
-        before.set()
+        gate.move(json.loads(await request.body())["asked"])
         return Response(status_code=204)
 
     def answers(deed: Deed) -> Callable[[Request], Awaitable[Response]]:
