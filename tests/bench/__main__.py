@@ -28,10 +28,12 @@ from flowdsl.errors import FlowError
 from flowdsl.postgres.schema import migrate
 from tests.bench import history, inside, ours, page, sheets
 from tests.bench.found import percentile
+from tests.bench.measured import Figures
+from tests.bench.ours import WAL
 from tests.bench.peers import OURS, PARTIES, PEERS, Field, Silent, field
 from tests.bench.profiled import ORDER
 from tests.bench.race import Race
-from tests.bench.servers import DURABLE, scratch, server, settings
+from tests.bench.servers import DURABLE, scratch, server, settings, timed_flushes
 from tests.bench.workloads import ALONE, WORKLOADS
 
 ALL = (*WORKLOADS, *ALONE)
@@ -101,6 +103,7 @@ class Bench:
     def __init__(self, chosen: argparse.Namespace, console: Console) -> None:
         self._chosen, self._console = chosen, console
         self._race: Race | None = None
+        self._url = ""
         self.facts: dict[str, Any] = {}
 
     async def run(self) -> dict[str, Any]:
@@ -114,7 +117,7 @@ class Bench:
         chosen, begun = self._chosen, time.monotonic()
         calm()  # as `flowdsl worker` does
         async with AsyncExitStack() as stack:
-            url = await stack.enter_async_context(server(chosen.database))
+            self._url = url = await stack.enter_async_context(server(chosen.database))
             self.facts |= await self._surroundings(url)
             self.facts["absent"] = absent = self._absent()
             kinds = {one.database for one in PARTIES.values()}
@@ -192,17 +195,15 @@ class Bench:
     async def _inside(self, _: str, __: Field) -> None:
         found = await asyncio.to_thread(inside.measure, 1000 if self._chosen.form == "quick" else 10_000, self._chosen.rounds)
         self.facts["inside_us"] = {what: round(took, 2) for what, took in found.items()}
+        importing = await asyncio.to_thread(inside.imports, self._chosen.rounds)
+        self.facts["imports_ms"] = {what: round(took, 1) for what, took in importing.items()}
 
     async def _profile(self, _: str, entrants: Field) -> None:
-        profiles: dict[str, Any] = {}
-        for in_flight in PROFILED:
-            figures = await entrants.measured(OURS, "profile", in_flight, self._chosen.seconds * 6)
-            profiles[str(in_flight)] = {
-                "client_us": figures.client_us,
-                "samples": figures.more["samples"],
-                "parts": {part: round(figures.more[part], 2) for part in ORDER},
-            }
-        self.facts["profile"] = profiles
+        async with AsyncExitStack() as stack:
+            if self._chosen.database is None:
+                await stack.enter_async_context(timed_flushes(self._url))
+            found = {size: await entrants.measured(OURS, "profile", size, self._chosen.seconds * 6) for size in PROFILED}
+        self.facts["profile"] = {str(size): _profiled(figures) for size, figures in found.items()}
 
     def _tell(self, text: str) -> None:
         self._keep()
@@ -211,6 +212,20 @@ class Bench:
     def _show(self, name: str) -> None:
         for sheet in sheets.sheets_of(self.facts, name):
             show(self._console, sheet)
+
+
+def _profiled(figures: Figures) -> dict[str, Any]:
+    kinds = {name.removeprefix(WAL): round(each, 1) for name, each in figures.more.items() if name.startswith(WAL)}
+    return {
+        "wall_us": round(figures.seconds / figures.count * 1e6, 2),
+        "client_us": figures.client_us,
+        "server_us": figures.server_us,
+        "flush_us": figures.more.get("flush_us"),
+        "flushes": figures.more["flushes"],
+        "wal": kinds,
+        "samples": figures.more["samples"],
+        "parts": {part: round(figures.more[part], 2) for part in ORDER},
+    }
 
 
 def show(console: Console, sheet: sheets.Sheet) -> None:

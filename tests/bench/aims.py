@@ -1,12 +1,13 @@
-"""The aims, what was found beside each, and where one is missed, the bound that was met first, as measured in the same run."""
+"""The aims, what was found beside each, and where one is missed, why, as measured in the same run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from attrs import frozen
+from attrs import evolve, frozen
 
+from tests.bench import bounds
 from tests.bench.found import Results
 from tests.bench.measured import short
 from tests.bench.peers import PARTIES
@@ -62,11 +63,12 @@ def _verdicts(facts: Mapping[str, Any]) -> Iterator[Verdict]:
         both = found.rates(workload, size, "ours")
         remark = "" if ratio[1] == size else f"{'theirs' if both else 'both'} measured at {ratio[1]:,}"
         verdict = Verdict(aim, ratio[0], remark)
-        yield verdict if verdict.met else Verdict(aim, ratio[0], "; ".join(filter(None, (remark, _bound(found, facts, workload, size)))))
+        why = "" if verdict.met else bounds.missed(facts, workload, size if both else ratio[1], who, wanted)
+        yield evolve(verdict, remark="; ".join(filter(None, (remark, why))))
     yield from _resumes(facts)
-    for aim, what in _COSTS:
-        value = what(found)
-        yield Verdict(aim, value, _cpu(facts) if value is not None and aim.unit == "µs" and value > aim.wanted else "")
+    for aim, what, why in _COSTS:
+        verdict = Verdict(aim, what(found))
+        yield verdict if verdict.met is not False else evolve(verdict, remark=why(facts))
 
 
 _SHARES = {"bare", "client", "ends", "single"}
@@ -118,40 +120,9 @@ def _above_idle(found: Results) -> float | None:
     return None if idle is None or suspended is None else suspended - idle
 
 
-_COSTS: tuple[tuple[Aim, Callable[[Results], float | None]], ...] = (
-    (Aim("worker memory above idle, 100,000 suspended", 20, "MB", most=True), _above_idle),
-    (Aim("WAL of a step, 256 in flight", 450, "bytes", most=True), lambda found: found.middle("seq", 256, "ours", "wal_bytes")),
-    (Aim("client CPU of a step, 256 in flight", 60, "µs", most=True), lambda found: found.middle("seq", 256, "ours", "client_us")),
-    (Aim("cold start", 0.4, "s", most=True), lambda found: found.middle("cold", 1, "ours", "seconds")),
+_COSTS: tuple[tuple[Aim, Callable[[Results], float | None], Callable[[Mapping[str, Any]], str]], ...] = (
+    (Aim("worker memory above idle, 100,000 suspended", 20, "MB", most=True), _above_idle, bounds.memory),
+    (Aim("WAL of a step, 256 in flight", 450, "bytes", most=True), lambda found: found.middle("seq", 256, "ours", "wal_bytes"), bounds.wal),
+    (Aim("client CPU of a step, 256 in flight", 60, "µs", most=True), lambda found: found.middle("seq", 256, "ours", "client_us"), bounds.cpu),
+    (Aim("cold start", 0.4, "s", most=True), lambda found: found.middle("cold", 1, "ours", "seconds"), bounds.cold),
 )
-
-
-# The bound that was met first
-
-
-def _bound(found: Results, facts: Mapping[str, Any], workload: str, size: int) -> str:
-    """What a missed ratio is bound by: our process's CPU when it was busy, else the waits of one step after another."""
-    client, rates = found.middle(workload, size, "ours", "client_us"), found.rates(workload, size, "ours")
-    if client is None or not rates:
-        return ""
-    rate = found.middle(workload, size, "ours", "per_s") or 0.0
-    busy = rate * client / 1e6
-    unit = "step" if workload in ("seq", "slow-disk", "fanout") else "unit"
-    if busy > 0.6:
-        return f"bound: our own CPU, {client:.0f} µs a {unit} keep one core {min(1.0, busy) * 100:.0f} % busy: {1e6 / client:,.0f} a second at most"
-    server = found.middle(workload, size, "ours", "server_us") or 0.0
-    if workload not in ("seq", "slow-disk") or size > 1:
-        shares = f"ours was busy {busy * 100:.0f} % of one, the backends {rate * server / 1e4:.0f} %"
-        return f"bound: waiting, for a flush or for a core that others hold: {shares}"
-    waited = max(0.0, 1e6 / rate - client - server)
-    return (
-        f"bound: one after another, {1e6 / rate:,.0f} µs a {unit}: {client:.0f} our CPU, {server:.0f} the server's, {waited:,.0f} flush and waiting"
-    )
-
-
-def _cpu(facts: Mapping[str, Any]) -> str:
-    profile = facts.get("profile", {}).get("256")
-    if profile is None:
-        return ""
-    largest = sorted(profile["parts"].items(), key=lambda one: -one[1])[:3]
-    return "bound: " + ", ".join(f"{part} {took:.0f} µs" for part, took in largest)

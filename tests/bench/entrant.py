@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import sys
+import time
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -25,6 +26,20 @@ KINDS = {
     "temporal": ("tests.bench.peer_temporal", "Temporal"),
     "restate": ("tests.bench.peer_restate", "Restate"),
 }
+
+
+class Laps:
+    """Seconds since the process was begun, by what they went into."""
+
+    def __init__(self) -> None:
+        self._at = time.perf_counter()
+        begun = os.environ.get("FLOWDSL_BENCH_BEGUN")  # by the clock that all processes of a machine share
+        self.seconds = {"python_s": self._at - float(begun)} if begun else {}
+
+    def end(self, what: str) -> None:
+        now = time.perf_counter()
+        self.seconds[what] = self.seconds.get(what, 0.0) + now - self._at
+        self._at = now
 
 
 def said(**facts: object) -> None:
@@ -45,9 +60,15 @@ def quiet(name: str) -> None:
 
 async def serve(name: str, dsn: str) -> None:
     module, kind = KINDS[name]
-    entrant: Any = getattr(import_module(module), kind)(dsn)
-    said(ready=await entrant.begin())
+    laps = Laps()
+    found = import_module(module)
+    laps.end("imports_s")
+    entrant: Any = getattr(found, kind)(dsn)
+    ready = await entrant.begin()
+    laps.end("schema_s")
     quiet(name)
+    laps.end("imports_s")
+    said(ready=ready, laps=laps.seconds)
     while line := await asyncio.to_thread(sys.stdin.readline):
         wish = json.loads(line)
         try:

@@ -9,13 +9,14 @@ import json
 import os
 import sys
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import timedelta
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import asyncpg
-from attrs import frozen
+from attrs import evolve, frozen
 from rich.console import Console
 from rich.table import Table
 
@@ -23,12 +24,12 @@ from flowdsl.collector import calm
 from flowdsl.errors import FlowError
 from flowdsl.postgres import looking
 from flowdsl.postgres.looking import Sought
-from flowdsl.postgres.operating import Operator
-from flowdsl.postgres.schema import migrate
 from flowdsl.postgres.store import NewStart, Store
 from flowdsl.postgres.worker import Worker, new_id
 from tests.bench import growth_model, history, ours, waiting
-from tests.bench.growth_rows import fill
+from tests.bench.growth_finished import Sizes, against_finished
+from tests.bench.growth_pruned import retained, size
+from tests.bench.growth_rows import database
 from tests.bench.measured import Sample, Watch, middle
 from tests.bench.servers import scratch, server, settings
 from tests.bench.subject import Ticks, sequence
@@ -53,28 +54,25 @@ class Scale:
     drained: int
     """Executions that worker processes share."""
     pruned: int
+    ended: Sizes
+    """What is done beside how many that have ended."""
     in_flight: tuple[int, ...] = (1, 4, 16, 64, 256)
     workers: tuple[int, ...] = (1, 2, 4)
 
 
-QUICK = Scale(0.5, 2, (0, 20_000), (10, 100, 1000), (1000, 10_000), (1000,), 1000, 10_000)
-USUAL = Scale(2.0, 3, (0, 100_000), (10, 100, 1000, 10_000), (1000, 10_000, 100_000), (1000, 10_000), 5000, 100_000)
-LONG = Scale(3.0, 3, (0, 100_000, 1_000_000), (10, 100, 1000, 10_000), (1000, 10_000, 100_000), (1000, 10_000, 100_000), 20_000, 1_000_000)
-
-
-@asynccontextmanager
-async def database(url: str, kind: str, finished: int = 0, suspended: int = 0) -> AsyncGenerator[tuple[str, Any]]:
-    """A migrated database with so much in it, and a connection that watches."""
-    async with scratch(url, kind) as dsn:
-        await migrate(dsn)
-        watcher = await asyncpg.connect(dsn)
-        try:
-            await fill(watcher, finished, suspended=suspended)
-            await watcher.execute("vacuum analyze", timeout=1200)
-            await watcher.execute("checkpoint", timeout=600)  # else the checkpoint of the filling is measured
-            yield dsn, watcher
-        finally:
-            await watcher.close()
+QUICK = Scale(0.5, 2, (0, 20_000), (10, 100, 1000), (1000, 10_000), (1000,), 1000, 10_000, Sizes(20_000, 200, 200))
+USUAL = Scale(2.0, 3, (0, 100_000), (10, 100, 1000, 10_000), (1000, 10_000, 100_000), (1000, 10_000), 5000, 100_000, Sizes(1_000_000, 1000, 2000))
+LONG = Scale(
+    3.0,
+    3,
+    (0, 100_000, 1_000_000),
+    (10, 100, 1000, 10_000),
+    (1000, 10_000, 100_000),
+    (1000, 10_000, 100_000),
+    20_000,
+    1_000_000,
+    Sizes(10_000_000, 1000, 10_000),
+)
 
 
 async def against_in_flight(url: str, scale: Scale) -> list[Row]:
@@ -235,52 +233,12 @@ async def resumed(url: str, scale: Scale) -> list[Row]:
 
 async def pruned(url: str, scale: Scale) -> list[Row]:
     """Retention: how fast, how long one batch holds its locks, what a worker beside it does, and how much the tables grow when all comes again."""
-    rows: list[Row] = []
-    async with database(url, "pruned", scale.pruned) as (dsn, watcher), await Store.open(dsn) as store:
-        before = await _size(watcher)
-        alone = await ours.measure(dsn, watcher, 16, scale.seconds)
-        longest, began, gone = 0.0, time.perf_counter(), 0
-        pruning = asyncio.create_task(_prune(store))
-        beside = await ours.measure(dsn, watcher, 16, scale.seconds)
-        gone, longest = await pruning
-        took = time.perf_counter() - began
-        await watcher.execute("vacuum flowdsl.executions; ", timeout=1200)
-        await watcher.execute("vacuum flowdsl.journal", timeout=1200)
-        empty = await _size(watcher)
-        await fill(watcher, scale.pruned)
-        await watcher.execute("vacuum flowdsl.journal", timeout=1200)
-        rows.append(
-            {
-                "pruned": gone, "executions/s": gone / took, "longest batch, ms": longest * 1e3, "steps/s beside it": beside.steps_per_s,
-                "alone": alone.steps_per_s, "MB before": before / 1e6, "MB after a vacuum": empty / 1e6,
-                "filled again, of before": await _size(watcher) / before,
-            }
-        )  # fmt: skip
-    return rows
+    return await retained(url, scale.pruned, scale.seconds)
 
 
-async def _prune(store: Store) -> tuple[int, float]:
-    """All tenants' executions; and the longest that one statement took."""
-    longest, gone = 0.0, 0
-    again = store.again
-
-    async def timed(query: str, *arguments: Any) -> list[Any]:
-        nonlocal longest
-        begun = time.perf_counter()
-        try:
-            return await again(query, *arguments)
-        finally:
-            longest = max(longest, time.perf_counter() - begun)
-
-    store.again = timed  # type: ignore[method-assign]
-    for row in await again("select distinct tenant from flowdsl.executions"):
-        gone += await Operator(store, tenant=row["tenant"]).prune(timedelta(hours=1))
-    return gone, longest
-
-
-async def _size(watcher: Any) -> int:
-    query = "select pg_total_relation_size('flowdsl.executions') + pg_total_relation_size('flowdsl.journal')"
-    return int(await watcher.fetchval(query))
+async def finished(url: str, scale: Scale) -> list[Row]:
+    """Starts, children and wake-ups beside executions of one step that have ended, in seconds; and the same with empty tables."""
+    return await against_finished(url, scale.ended, scale.rounds)
 
 
 def _costs(samples: Sequence[Sample]) -> Row:
@@ -304,6 +262,7 @@ CURVES: dict[str, Callable[[str, Scale], Awaitable[list[Row]]]] = {
     "workers": against_workers,
     "resumed": resumed,
     "pruned": pruned,
+    "finished": finished,
 }
 
 
@@ -325,16 +284,19 @@ def costs_of(curves: dict[str, list[Row]], stored: float) -> Row:
 async def stored_each(url: str) -> float:
     """Bytes of one finished execution of ten steps, indexes included."""
     async with database(url, "each", 20_000) as (_, watcher):
-        return await _size(watcher) / 20_000
+        return await size(watcher) / 20_000
 
 
 async def run(chosen: argparse.Namespace, console: Console) -> Row:
     calm()
     scale = QUICK if chosen.quick else LONG if chosen.long else USUAL
-    async with server(chosen.database) as url:
-        found: Row = {"settings": await settings(url), "curves": {}}
+    if chosen.finished is not None:
+        scale = evolve(scale, ended=evolve(scale.ended, finished=chosen.finished))
+    async with server(chosen.database, chosen.store) as url:
+        found: Row = {"settings": await settings(url), "curves": {}, "when": {}}
         for name, curve in CURVES.items():
             if name in chosen.only:
+                found["when"][name] = {"at": datetime.now(UTC).date().isoformat(), "load": round(os.getloadavg()[0], 1)}
                 found["curves"][name] = await curve(url, scale)
                 printed(console, name, found["curves"][name])
         if "in-flight" in chosen.only:
@@ -345,15 +307,21 @@ async def run(chosen: argparse.Namespace, console: Console) -> Row:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="tests.bench.growth", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="short windows and small tables: about two minutes")
-    parser.add_argument("--long", action="store_true", help="a million executions with ten million entries, 100,000 that wait: about an hour")
+    parser.add_argument("--long", action="store_true", help="ten million executions that have ended, 100,000 that wait: over an hour")
     parser.add_argument("--only", default=",".join(CURVES), help=f"some of {','.join(CURVES)}, with commas")
     parser.add_argument("--database", metavar="URL", help="a server where databases may be made (default: the embedded one, for this run)")
+    parser.add_argument(
+        "--store", metavar="FOLDER", type=Path, help="its server's data stays here: what --only finished has filled is there next time"
+    )
+    parser.add_argument("--finished", type=int, metavar="N", help="so many executions that have ended, for --only finished")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
     parser.add_argument("--keep", action="store_true", help="what was measured goes into docs/scale.json, and from there into docs/scale.md")
     chosen = parser.parse_args()
     chosen.only = chosen.only.split(",")
     if unknown := set(chosen.only) - CURVES.keys():
         parser.error(f"no such curve: {', '.join(sorted(unknown))} (there are {', '.join(CURVES)})")
+    if chosen.store and chosen.database:
+        parser.error("--store is for a server of its own: leave out --database, whose data stays anyway")
     terminal = sys.stderr if chosen.json else sys.stdout
     console = Console(file=terminal, width=None if terminal.isatty() else 170, highlight=False)
     try:

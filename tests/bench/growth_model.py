@@ -188,8 +188,16 @@ def tables() -> dict[str, str]:
     return {
         "volumes": table(volumes(costs)),
         "waits": table(waits(costs)),
+        "when": table(when(found)),
         **{name: table(curve_rows(curve)) for name, curve in found["curves"].items()},
     }
+
+
+def when(found: dict[str, Any]) -> list[list[str]]:
+    """How busy the machine was when each was measured."""
+    said = found.get("when", {})
+    rows = [[name, said[name]["at"], shown(said[name]["load"])] if name in said else [name, "–", "–"] for name in found["curves"]]
+    return [["table", "measured on", "load when it began"], *rows]
 
 
 def curve_rows(curve: Sequence[dict[str, Any]]) -> list[list[str]]:
@@ -205,7 +213,7 @@ def shown(value: Any) -> str:
 def keep(found: dict[str, Any]) -> None:
     """Puts what was measured beside what was measured before, and all of it into the page."""
     kept = json.loads(MEASURED.read_text()) if MEASURED.exists() else {"curves": {}}
-    kept = {**kept, **found, "curves": {**kept["curves"], **found["curves"]}}
+    kept = {**kept, **found, **{what: {**kept.get(what, {}), **found[what]} for what in ("curves", "when")}}
     MEASURED.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if PAGE.exists():
         PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), tables()), encoding="utf-8")

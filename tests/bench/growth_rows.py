@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from typing import Any
 
+import asyncpg
+
+from flowdsl.postgres.schema import migrate
+from tests.bench.servers import named, said, scratch
 from tests.bench.subject import FILLER
 
 CHUNK = 50_000
@@ -51,3 +57,40 @@ async def fill(connection: Any, finished: int, *, steps: int = 10, suspended: in
         await connection.execute(_FINISHED, low, high, float(finished), FILLER, steps, timeout=600)
     if suspended:
         await connection.execute(_SUSPENDED, suspended, timeout=600)
+
+
+@asynccontextmanager
+async def database(url: str, kind: str, finished: int = 0, suspended: int = 0) -> AsyncGenerator[tuple[str, Any]]:
+    """A migrated database with so much in it, and a connection that watches."""
+    async with scratch(url, kind) as dsn, _filled(dsn, finished, 10, suspended) as watcher:
+        yield dsn, watcher
+
+
+@asynccontextmanager
+async def kept(url: str, finished: int, steps: int) -> AsyncGenerator[tuple[str, Any]]:
+    """The same, which stays: made once, and again if it was not made to the end."""
+    name = f"flowdsl_bench_kept_{finished}_{steps}"
+    connection = await asyncpg.connect(url)
+    try:
+        done = await connection.fetchval("select shobj_description(oid, 'pg_database') from pg_database where datname = $1", name)
+    finally:
+        await connection.close()
+    if done != "filled":
+        await said(url, f"drop database if exists {name} with (force)")
+        await said(url, f"create database {name}")
+    async with _filled(named(url, name), 0 if done == "filled" else finished, steps, 0) as watcher:
+        await watcher.execute(f"comment on database {name} is 'filled'")
+        yield named(url, name), watcher
+
+
+@asynccontextmanager
+async def _filled(dsn: str, finished: int, steps: int, suspended: int) -> AsyncGenerator[Any]:
+    await migrate(dsn)
+    watcher = await asyncpg.connect(dsn)
+    try:
+        await fill(watcher, finished, steps=steps, suspended=suspended)
+        await watcher.execute("vacuum analyze", timeout=3600)
+        await watcher.execute("checkpoint", timeout=600)  # else the checkpoint of the filling is measured
+        yield watcher
+    finally:
+        await watcher.close()

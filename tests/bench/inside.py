@@ -1,8 +1,11 @@
-"""The machine, the fold and the codec alone, in memory: microseconds a step."""
+"""The machine, the fold and the codec alone, in memory: microseconds a step. And what importing takes."""
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -54,6 +57,34 @@ def measure(steps: int, rounds: int) -> dict[str, float]:
         "json.dumps of the same": timed(lambda: repeat(lambda: json.dumps(plain), steps), steps, rounds),
         "json.loads of the same": timed(lambda: repeat(lambda: json.loads(data), steps), steps, rounds),
     }
+
+
+def imports(rounds: int) -> dict[str, float]:
+    """Milliseconds of importing what a worker takes, by package, the most first; each in a process of its own, with its bytecode."""
+    command = [sys.executable, "-X", "importtime", "-c", "import flowdsl.postgres.worker"]
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    told = [subprocess.run(command, env=variables, capture_output=True, text=True, check=True).stderr for _ in range(rounds + 1)][1:]
+    found = [_by_package(one) for one in told]
+    middles = {name: middle([one.get(name, 0.0) for one in found]) for name in found[0]}
+    return dict(sorted(middles.items(), key=lambda one: -one[1]))
+
+
+def _by_package(told: str) -> dict[str, float]:
+    """Of lines `import time: self µs | cumulative µs | name`."""
+    found: dict[str, float] = {}
+    for line in told.splitlines():
+        took, _, name = line.removeprefix("import time:").split("|") if line.count("|") == 2 else ("", "", "")
+        if took.strip().isdigit():
+            package = _owner(name.strip().partition(".")[0])
+            found[package] = found.get(package, 0.0) + int(took) / 1e3
+    large = {name: took for name, took in found.items() if took >= 2}
+    return large | {"others": sum(found.values()) - sum(large.values())}
+
+
+def _owner(module: str) -> str:
+    if module in sys.stdlib_module_names or module.startswith("_sysconfigdata"):
+        return "the standard library"
+    return {"attr": "attrs", "pygments": "rich"}.get(module, module)
 
 
 def repeat(work: Callable[[], object], times: int) -> None:

@@ -13,6 +13,8 @@ from attrs import asdict, field, frozen
 
 RAMP = 0.2
 """Seconds of work before a window begins."""
+FEWEST, LONGEST = 100, 8
+"""Steps that a window is to see, and the most that it is made longer for their sake, in windows: who works in bursts is seen in several."""
 
 
 @frozen
@@ -44,7 +46,7 @@ class Figures:
     client_us: float | None = None
     """CPU of the process, a unit."""
     server_us: float | None = None
-    """CPU of the backends that lived through it, a unit."""
+    """CPU of the backends that lived through it, or of a peer's own server, a unit."""
     wal_bytes: float | None = None
     """WAL, a unit."""
     more: dict[str, float] = field(factory=dict[str, float])
@@ -103,6 +105,9 @@ class Span:
         await asyncio.sleep(RAMP)
         a = await self.read()
         await asyncio.sleep(seconds)
+        longest = time.perf_counter() + seconds * (LONGEST - 1)
+        while self._count() - a.count < FEWEST and time.perf_counter() < longest:
+            await asyncio.sleep(0.01)
         b = await self.read()
         steps = max(1, b.count - a.count)
         server, wal = a.server_until(b), a.wal_until(b)
@@ -114,6 +119,18 @@ class Span:
             None if server is None else server / steps * 1e6,
             None if wal is None else wal / steps,
         )
+
+
+class Beside(Span):
+    """Reads the CPU of a server process too."""
+
+    def __init__(self, pid: int, count: Callable[[], int]) -> None:
+        super().__init__(count)
+        self._pid = pid
+
+    async def read(self) -> Reading:
+        used = process_cpu(self._pid)
+        return Reading(self._count(), time.perf_counter(), time.process_time(), {} if used is None else {self._pid: used}, None)
 
 
 class Watch(Span):
@@ -133,13 +150,18 @@ class Watch(Span):
 
 
 def backend_cpu(pid: int) -> float | None:
-    """CPU seconds of a server process on this machine; None when it is not here to be seen."""
+    """CPU seconds of a backend on this machine; None when it is not here to be seen."""
+    return process_cpu(pid, named="postgres")
+
+
+def process_cpu(pid: int, named: str = "") -> float | None:
+    """CPU seconds of a process and all its threads."""
     try:
         with open(f"/proc/{pid}/stat") as file:
             name, _, facts = file.read().rpartition(")")
     except OSError:
         return None
-    if "postgres" not in name:
+    if named not in name:
         return None
     fields = facts.split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -7,8 +7,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
-from importlib.metadata import version
+from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -19,12 +18,13 @@ from flowdsl import Schedule, Success, Workflow
 from flowdsl.postgres.schema import migrate
 from flowdsl.postgres.store import Store
 from flowdsl.postgres.worker import Tuning, Worker
-from tests.bench import waiting
+from tests.bench import wal
 from tests.bench.measured import Figures, Sample, Watch, lanes
 from tests.bench.profiled import ORDER, Sampler
-from tests.bench.servers import scratch
 from tests.bench.subject import Ticks, child, parent, sequence, wide
 
+WAL = "wal: "
+"""Before the name of what takes so many bytes a step."""
 LEASE = 2.0
 """Of a worker that is killed: its successor waits so long, which is not counted."""
 
@@ -46,11 +46,12 @@ class Ours:
     def __init__(self, dsn: str) -> None:
         self._dsn = dsn
         self._watcher: Any = None
+        self._running = AsyncExitStack()
 
     async def begin(self) -> str:
         self._watcher = await asyncpg.connect(self._dsn)
         await migrate(self._dsn)
-        return version("flowdsl")
+        return ""  # whose version it is the run knows
 
     async def seq(self, in_flight: int, seconds: float) -> Figures:
         ticks = Ticks()
@@ -58,12 +59,28 @@ class Ours:
         return sample.figures(seconds, total=ticks.count)
 
     async def profile(self, in_flight: int, seconds: float) -> Figures:
-        """The client's CPU of a step, in µs, by the part of the code."""
+        """The client's CPU of a step, in µs, by the part of the code; its flushes, and its WAL by table, where the server tells."""
         sampler, ticks = Sampler(), Ticks()
+        begin, before = await wal.position(self._watcher), await wal.flushes(self._watcher)
         with sampler.running():
             sample = await measure(self._dsn, self._watcher, in_flight, seconds, ticks)
-        all = max(1, sampler.parts.total())
-        return sample.figures(seconds, **{part: sample.client_us * sampler.parts[part] / all for part in ORDER}, samples=all)
+        end = await wal.position(self._watcher)
+        await self._alone_again()
+        after = await wal.flushes(self._watcher)
+        more = {part: sample.client_us * sampler.parts[part] / max(1, sampler.parts.total()) for part in ORDER}
+        more |= {"samples": sampler.parts.total(), "flushes": (after[0] - before[0]) / ticks.count}
+        more |= {"flush_us": (after[1] - before[1]) / ticks.count * 1e6} if after[1] > before[1] else {}
+        kinds = await wal.by_kind(self._watcher, begin, end) or {}
+        return sample.figures(seconds, **more, **{f"{WAL}{what}": bytes / ticks.count for what, bytes in kinds.items()})
+
+    async def _alone_again(self) -> None:
+        """Sessions tell what they did when they end."""
+        others = (
+            "select count(*) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid() and backend_type = 'client backend'"
+        )
+        async with asyncio.timeout(10):
+            while await self._watcher.fetchval(others):
+                await asyncio.sleep(0.01)
 
     async def fanout(self, count: int, _: float) -> Figures:
         return await self._alone(wide, count)
@@ -83,10 +100,13 @@ class Ours:
             return await Watch(self._watcher, int).over(count, work())
 
     async def wake(self, count: int, _: float) -> Figures:
+        from tests.bench import waiting  # these look at processes and servers, which no cold start needs
+        from tests.bench.servers import scratch
+
         async with scratch(self._dsn, "wake") as dsn:  # of its own: what is there is counted
             found = await waiting.measure(dsn, count)
         facts = {name: getattr(found, name) for name in ("idle_mb", "suspended_mb", "peak_mb", "bytes_each", "start_s", "send_s")}
-        return Figures(count, found.wake_s, more=facts)
+        return Figures(count, found.wake_s, found.worker_us, found.server_us, found.wal_bytes, more=facts)
 
     async def storm(self, count: int, _: float) -> Figures:
         """Schedules that all fall due in one instant, until the last of what they start has ended."""
@@ -109,10 +129,13 @@ class Ours:
                 await asyncio.sleep(0.01)
 
     async def cold(self, steps: int, _: float) -> Figures:
-        """The first result of a process; how long it took is for whoever started it."""
-        async with self._worker(Ticks()) as worker:
-            await worker.wait(await worker.start(sequence, steps))
+        """The first result of a process; how long it took is for whoever started it. The worker goes on, as those of the others do."""
+        worker = await self._running.enter_async_context(self._worker(Ticks()))
+        await worker.wait(await worker.start(sequence, steps))
         return Figures(steps, 0.0)
+
+    async def end(self) -> None:
+        await self._running.aclose()
 
     # A kill in the middle of a long execution
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from tests.bench import bounds
 from tests.bench.aims import verdicts
 from tests.bench.peers import PARTIES, ROOT
 from tests.bench.sheets import Sheet, sheets_of
@@ -48,6 +49,7 @@ def _lines(facts: Mapping[str, Any], plots: Mapping[str, str]) -> Iterator[str]:
     if "times" in plots:
         yield f"![Times as fast as each peer]({plots['times']})"
         yield ""
+    yield from _where_missed(facts)
     for name in (*WORKLOADS, *ALONE):
         found = sheets_of(facts, name)
         if not found:
@@ -68,6 +70,20 @@ def _lines(facts: Mapping[str, Any], plots: Mapping[str, str]) -> Iterator[str]:
             yield from _table(sheet)
 
 
+def _where_missed(facts: Mapping[str, Any]) -> Iterator[str]:
+    found = list(bounds.sheets(facts))
+    if not found or all(verdict.met is not False for verdict in verdicts(facts)):
+        return
+    yield "## Where an aim is missed"
+    yield ""
+    yield "What the remarks above are computed from. What a step takes is of the run for the profile, whose samples cost a little themselves."
+    yield ""
+    for sheet in found:
+        yield f"**{sheet.title}**"
+        yield ""
+        yield from _table(sheet)
+
+
 _TITLES = {"latency": "Alone", "resume": "Resuming", "inside": "In memory", "profile": "Where a step's CPU goes", "seq": "Steps a second"}
 _ABOUT = {
     "seq": (
@@ -83,6 +99,12 @@ _ABOUT = {
         "nobody to take along, so our figures and those of group commit are what a real disk gives.",
         "",
     ),
+    "cold": (
+        "*Python* lasts until the first of our lines runs; *imports* has the engine, its driver, and a few milliseconds of the measurement;",
+        "*worker and workflow* lasts until the answer. Each process also opens a connection that watches the server. Servers of Temporal and Restate",
+        "start with it.",
+        "",
+    ),
     "wake": ("DBOS and Absurd are woken in their fastest form: in bulk, and by one event that all wait for.", ""),
     "kill": ("Peers run the smaller lengths: the steps before the kill take them minutes.", ""),
     "profile": (
@@ -90,7 +112,11 @@ _ABOUT = {
         "that called it; what no Python line called is the event loop's and the driver's.",
         "",
     ),
-    "people": ("Both read from the same stand-in, a process of its own on the same cores, which is what bounds them first.", ""),
+    "people": (
+        "Both read from the same stand-in, a process of its own on the same cores, with the same library, as many lists and requests at a time, and",
+        "a page ahead of what they write. The client knows nothing of quotas, of what moves meanwhile, or of what depends on what.",
+        "",
+    ),
 }
 
 
@@ -113,13 +139,32 @@ def _how(facts: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     versions = {title: version for title, version in facts.get("versions", {}).items() if title in _NAMED}
     told = [f"{title} {version}" for title, version in versions.items()]
-    yield f"Peers: {', '.join(told) or 'none'}. {' · '.join(dict.fromkeys(facts.get('absent', {}).values()))}"
+    absent = " · ".join(dict.fromkeys(facts.get("absent", {}).values()))
+    yield f"Peers: {', '.join(told) or 'none'}.{f' {absent}.' if absent else ''}"
     yield from (f"- {what}: {why}" for what, why in facts.get("fell_out", {}).items())
     yield ""
-    yield "To see it on your machine, in about twelve minutes: `flowdsl bench --json figures.json`, then `flowdsl bench --page figures.json`."
+    yield "To see it on your machine, in about a quarter of an hour: `flowdsl bench --json figures.json`, then `flowdsl bench --page figures.json`."
+    yield 'DBOS and Absurd come with `pip install "flowdsl[bench]"`; Temporal\'s dev server and Restate\'s SDK with `pip install "flowdsl[peers]"`;'
+    yield "Restate's server with `npm install --ignore-scripts --prefix .venv @restatedev/restate-server`. Who is not there is left out."
+    yield ""
+    yield "## What these figures say, and what not"
+    yield ""
+    yield from _LIMITS
     yield ""
 
 
+_LIMITS = (
+    "- Steps do nothing and answer with 100 bytes. An activity that asks another service takes milliseconds, and then none of these is the bound.",
+    "- Everybody is one process beside one server, all on the same cores. Who takes more CPU a step loses more here than where there are cores to",
+    "  spare. DBOS, Temporal and Restate run on many machines; how anybody scales out is not measured on this page (of ours, two and four processes:",
+    "  [scale](scale.md)).",
+    "- Everybody has a step on disk before the next one of the same workflow begins. The large factors are those with many in flight: our process",
+    "  puts the steps of all its executions into one transaction, and DBOS and Absurd commit each. With one in flight there is nobody to share with.",
+    "- Tables are nearly empty. What millions of executions that have ended change is in [scale](scale.md) too.",
+    "- Temporal's dev server is made for development: one process and a SQLite file. It says nothing about a cluster, nor does a single node of",
+    "  Restate. Both keep files of their own: their server's CPU is that of one process, and WAL is Postgres's only.",
+    "- How each of them is run is in `tests/bench/peer_*.py`, in the fastest form that we found in its documentation. We may have missed one.",
+)
 _NAMED = {PARTIES[name].title for name in ("dbos", "absurd", "temporal", "restate")}
 
 

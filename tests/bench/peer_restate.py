@@ -13,7 +13,8 @@ import restate
 from hypercorn.asyncio import serve
 from hypercorn.config import Config
 
-from tests.bench.measured import Figures, Sample, Span, lanes
+from tests.bench.measured import Beside, Figures, Sample, lanes
+from tests.bench.peers import program
 from tests.bench.servers import free_port
 from tests.bench.subject import FILLER
 
@@ -68,7 +69,10 @@ class Restate:
             "RESTATE_NODE_NAME": "bench", "RESTATE_LISTEN_MODE": "tcp",
         }  # fmt: skip
         self._server = await asyncio.create_subprocess_exec(
-            "restate-server", env={**os.environ, **variables}, stdout=asyncio.subprocess.DEVNULL, stdin=asyncio.subprocess.DEVNULL
+            program("restate-server") or "restate-server",
+            env={**os.environ, **variables},
+            stdout=asyncio.subprocess.DEVNULL,
+            stdin=asyncio.subprocess.DEVNULL,
         )
         config = Config()
         config.bind, config.errorlog, config.accesslog, config.h2_max_concurrent_streams = [f"127.0.0.1:{own}"], None, None, 20_000
@@ -82,7 +86,12 @@ class Restate:
                 if self._server.returncode is not None:
                     raise RuntimeError(f"`restate-server` ended with {self._server.returncode}") from None
                 await asyncio.sleep(0.1)
-        return version("restate-sdk")
+        return f"{await self._version()}, SDK {version('restate-sdk')}"
+
+    async def _version(self) -> str:
+        asked = await asyncio.create_subprocess_exec(program("restate-server") or "restate-server", "--version", stdout=asyncio.subprocess.PIPE)
+        told, _ = await asked.communicate()
+        return told.decode().split()[-1]
 
     async def _post(self, address: str, body: Any) -> Any:
         async with self._session.post(address, json=body) as response:
@@ -95,7 +104,7 @@ class Restate:
 
     async def seq(self, in_flight: int, seconds: float) -> Figures:
         before = steps_made
-        span = Span(lambda: steps_made)
+        span = Beside(self._server.pid, lambda: steps_made)
 
         async def one(steps: int) -> None:
             await self._run("sequence", steps)
@@ -105,11 +114,11 @@ class Restate:
 
     async def fanout(self, count: int, _: float) -> Figures:
         await self._run("wide", 10)
-        return await Span(int).over(count, self._run("wide", count))
+        return await Beside(self._server.pid, int).over(count, self._run("wide", count))
 
     async def children(self, count: int, _: float) -> Figures:
         await self._run("parent", 10)
-        return await Span(int).over(count, self._run("parent", count))
+        return await Beside(self._server.pid, int).over(count, self._run("parent", count))
 
     async def cold(self, steps: int, _: float) -> Figures:
         """With the start of its server, which is a part of the process here."""

@@ -1,11 +1,13 @@
 """Temporal's dev server, with its SQLite file: server, worker and client on this machine. Figures of a development server, not of a cluster.
 
-No sandbox, which is its fastest form; regular activities.
+Its fastest form that keeps what it acknowledges: SQLite's write-ahead log, flushed at each commit; no sandbox; as many pollers as it likes.
+Regular activities.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 import tempfile
 import time
 from datetime import timedelta
@@ -14,9 +16,10 @@ from typing import Any
 
 from temporalio import activity, workflow
 from temporalio.client import Client
-from temporalio.worker import UnsandboxedWorkflowRunner, Worker
+from temporalio.worker import PollerBehaviorAutoscaling, UnsandboxedWorkflowRunner, Worker
 
-from tests.bench.measured import Figures, Sample, Span, lanes
+from tests.bench.measured import Beside, Figures, Sample, lanes
+from tests.bench.peers import program
 from tests.bench.servers import free_port
 from tests.bench.subject import FILLER
 
@@ -61,8 +64,8 @@ class Temporal:
         port = free_port()
         database = tempfile.mkdtemp(prefix="flowdsl-bench-") + "/temporal.db"
         self._server = await asyncio.create_subprocess_exec(
-            "temporal", "server", "start-dev", "--headless", "--ip", "127.0.0.1", "--port", str(port), "--db-filename", database,
-            "--log-level", "error",
+            program("temporal") or "temporal", "server", "start-dev", "--headless", "--ip", "127.0.0.1", "--port", str(port),
+            "--db-filename", database, "--sqlite-pragma", "journal_mode=wal", "--sqlite-pragma", "synchronous=2", "--log-level", "error",
             stdout=asyncio.subprocess.DEVNULL, stdin=asyncio.subprocess.DEVNULL,
         )  # fmt: skip
         for _ in range(300):
@@ -76,9 +79,17 @@ class Temporal:
         worker = Worker(
             self._client, task_queue=QUEUE, workflows=[Sequence, Wide], activities=[note], workflow_runner=UnsandboxedWorkflowRunner(),
             max_concurrent_activities=256, max_concurrent_workflow_tasks=256,
+            activity_task_poller_behavior=PollerBehaviorAutoscaling(), workflow_task_poller_behavior=PollerBehaviorAutoscaling(),
         )  # fmt: skip
         self._working = asyncio.create_task(worker.run())
-        return version("temporalio")
+        return f"{await self._version()}, SDK {version('temporalio')}"
+
+    async def _version(self) -> str:
+        """Of the server: `temporal version 1.9.1 (Server 1.32.0, UI 2.54.1)`."""
+        asked = await asyncio.create_subprocess_exec(program("temporal") or "temporal", "--version", stdout=asyncio.subprocess.PIPE)
+        told = (await asked.communicate())[0].decode()
+        found = re.search(r"Server ([0-9.]+)", told)
+        return found[1] if found else told.strip()
 
     async def _run(self, what: Any, size: int) -> int:
         self._ids += 1
@@ -86,7 +97,7 @@ class Temporal:
 
     async def seq(self, in_flight: int, seconds: float) -> Figures:
         before = steps_made
-        span = Span(lambda: steps_made)
+        span = Beside(self._server.pid, lambda: steps_made)
 
         async def one(steps: int) -> None:
             await self._run(Sequence, steps)
@@ -96,7 +107,7 @@ class Temporal:
 
     async def fanout(self, count: int, _: float) -> Figures:
         await self._run(Wide, 10)
-        return await Span(int).over(count, self._run(Wide, count))
+        return await Beside(self._server.pid, int).over(count, self._run(Wide, count))
 
     async def cold(self, steps: int, _: float) -> Figures:
         """With the start of its server, which is a part of the process here."""

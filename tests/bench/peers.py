@@ -35,22 +35,36 @@ class Party:
     database: str
     needs: tuple[str, ...] = ()
     """Modules."""
-    programs: tuple[str, ...] = ()
-    """On PATH."""
+    brought_by: str = "bench"
+    """The extra that brings them."""
+    server: str = ""
+    """A program that it starts for itself."""
+    server_brought_by: str = ""
+    """The command that installs it where it is found, if the extra does not bring it."""
 
     def missing(self) -> str | None:
         """Why it cannot take part, and what to do about it."""
-        lacking = [name for name in self.programs if shutil.which(name) is None]
-        if lacking:
-            return f"{self.title} is left out: no `{'` or `'.join(lacking)}` on PATH"
-        lacking = [name for name in self.needs if find_spec(name) is None]
-        if not lacking:
-            return None
-        remedy = f"pip install {' '.join(_PACKAGES.get(name, name) for name in lacking)}" if self.programs else 'pip install "flowdsl[bench]"'
-        return f"{self.title} is left out: {remedy}"
+        remedies, extra = list[str](), f'pip install "flowdsl[{self.brought_by}]"'
+        if any(find_spec(name) is None for name in self.needs):
+            remedies.append(extra)
+        if self.server and program(self.server) is None:
+            remedies.append(self.server_brought_by or extra)
+        return f"{self.title} is left out: {', and '.join(dict.fromkeys(remedies))}" if remedies else None
 
 
-_PACKAGES = {"restate": "restate-sdk"}
+def program(name: str) -> str | None:
+    """Where a server is: on PATH, beside this Python, or where npm puts it under this environment."""
+    environment = Path(sys.prefix)
+    packages = sorted((environment / "node_modules" / "@restatedev").glob(f"{name}-*/bin"))  # the binary itself, not the script that starts it
+    folders = [os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent), *map(str, packages)]
+    return shutil.which(name, path=os.pathsep.join(folders))
+
+
+def _under_environment() -> str:
+    """As it is typed in the folder of the repository."""
+    return os.path.relpath(sys.prefix, ROOT) if Path(sys.prefix).is_relative_to(ROOT) else sys.prefix
+
+
 PARTIES = {
     one.name: one
     for one in (
@@ -62,10 +76,13 @@ PARTIES = {
         Party("dbos", "DBOS", "dbos", ("dbos",)),
         Party("absurd", "Absurd", "absurd", ("absurd_sdk", "absurdctl", "psycopg")),
         Party("absurd8", "Absurd, 8 workers", "absurd", ("absurd_sdk", "absurdctl", "psycopg")),
-        Party("temporal", "Temporal's dev server", "temporal", ("temporalio",), ("temporal",)),
-        Party("restate", "Restate", "restate", ("restate", "hypercorn", "aiohttp"), ("restate-server",)),
+        Party("temporal", "Temporal's dev server", "temporal", ("temporalio",), "peers", "temporal"),
+        Party(
+            "restate", "Restate", "restate", ("restate", "hypercorn", "aiohttp"), "peers", "restate-server",
+            f"npm install --ignore-scripts --prefix {_under_environment()} @restatedev/restate-server",
+        ),
     )
-}
+}  # fmt: skip
 OURS, LIMITS = "ours", ("bare", "ends", "single", "client")
 PEERS = tuple(name for name in PARTIES if name not in (OURS, *LIMITS))
 
@@ -80,6 +97,8 @@ class Entrant:
     def __init__(self, name: str, process: Any, log: Any) -> None:
         self.name = name
         self.version = ""
+        self.laps: dict[str, float] = {}
+        """What its start went into, in seconds."""
         self._process, self._log = process, log
 
     @classmethod
@@ -88,12 +107,13 @@ class Entrant:
         log = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the process
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "tests.bench.entrant", name, dsn,
-            cwd=ROOT, env=os.environ if folder is None else {**os.environ, "TMPDIR": folder},
+            cwd=ROOT, env=_environment(folder),
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log,
         )  # fmt: skip
         entrant = cls(name, process, log)
         try:
-            entrant.version = (await entrant._answer())["ready"]
+            ready = await entrant._answer()
+            entrant.version, entrant.laps = ready["ready"], ready["laps"]
         except BaseException:
             await entrant.end()
             raise
@@ -157,6 +177,13 @@ class Entrant:
         return lines[-1] if lines else "it said nothing"
 
 
+def _environment(folder: str | None) -> dict[str, str]:
+    """Bytecode is kept, as it is of what is installed: else a cold start compiles our sources, and nobody else's."""
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    variables["FLOWDSL_BENCH_BEGUN"] = repr(time.perf_counter())
+    return variables if folder is None else {**variables, "TMPDIR": folder}
+
+
 class Field:
     """All who take part, over one server; each comes when it is first asked."""
 
@@ -183,8 +210,10 @@ class Field:
         begun = time.perf_counter()
         entrant = await self._begin(name)
         try:
+            before = time.perf_counter()
             await entrant.measured("cold", steps, 0)
-            return Figures(1, time.perf_counter() - begun)
+            ended = time.perf_counter()
+            return Figures(1, ended - begun, more={**entrant.laps, "first_s": ended - before})
         finally:
             await entrant.end()
 

@@ -60,7 +60,7 @@ class Race:
 
     def facts(self) -> dict[str, Any]:
         return {
-            "versions": {PARTIES[name].title: version for name, version in self._field.versions.items()},
+            "versions": {PARTIES[name].title: version for name, version in self._field.versions.items() if version},
             "fell_out": self.out,
             "found": [one.plain() for one in self.results.all],
         }

@@ -30,10 +30,18 @@ DURABLE = ("fsync", "synchronous_commit", "full_page_writes")
 
 
 @asynccontextmanager
-async def server(url: str | None) -> AsyncGenerator[str]:
-    """Its address. One of our own is the embedded Postgres with durable settings and a folder of its own, so nobody else is on it."""
+async def server(url: str | None, kept: Path | None = None) -> AsyncGenerator[str]:
+    """Its address. One of our own is the embedded Postgres with durable settings and a folder of its own, so nobody else is on it.
+
+    `kept`: that folder, with all that is in it, for the next run too.
+    """
     if url is not None:
         yield url
+        return
+    if kept is not None:
+        await asyncio.to_thread(kept.mkdir, mode=0o755, parents=True, exist_ok=True)
+        with await asyncio.to_thread(embedded.start, kept, durable=True) as started:
+            yield started.dsn
         return
     folder = _folder()
     try:
@@ -54,11 +62,16 @@ def _folder() -> Path:
 async def scratch(url: str, kind: str) -> AsyncGenerator[str]:
     """An empty database."""
     name = f"flowdsl_bench_{kind}_{os.getpid()}"
-    await _said(url, f"create database {name}")
+    await said(url, f"create database {name}")
     try:
-        yield urlsplit(url)._replace(path=f"/{name}").geturl() if urlsplit(url).netloc else _without_host(url, name)
+        yield named(url, name)
     finally:
-        await _said(url, f"drop database if exists {name} with (force)")
+        await said(url, f"drop database if exists {name} with (force)")
+
+
+def named(url: str, name: str) -> str:
+    """Another database of that server."""
+    return urlsplit(url)._replace(path=f"/{name}").geturl() if urlsplit(url).netloc else _without_host(url, name)
 
 
 @asynccontextmanager
@@ -68,15 +81,27 @@ async def slow_flush(url: str, ms: float) -> AsyncGenerator[None]:
     Who flushes sleeps first, with the lock that all others need for theirs. Those who come meanwhile are still taken along, which a real disk does
     not do: whoever commits on many connections at a time is treated better than there.
     """
-    await _said(url, f"alter system set commit_delay = {round(ms * 1000)}")
-    await _said(url, "alter system set commit_siblings = 0")
-    await _said(url, "select pg_reload_conf()")
+    await said(url, f"alter system set commit_delay = {round(ms * 1000)}")
+    await said(url, "alter system set commit_siblings = 0")
+    await said(url, "select pg_reload_conf()")
     try:
         yield
     finally:
-        await _said(url, "alter system reset commit_delay")
-        await _said(url, "alter system reset commit_siblings")
-        await _said(url, "select pg_reload_conf()")
+        await said(url, "alter system reset commit_delay")
+        await said(url, "alter system reset commit_siblings")
+        await said(url, "select pg_reload_conf()")
+
+
+@asynccontextmanager
+async def timed_flushes(url: str) -> AsyncGenerator[None]:
+    """The server tells how long its flushes of the WAL take."""
+    await said(url, "alter system set track_wal_io_timing = on")
+    await said(url, "select pg_reload_conf()")
+    try:
+        yield
+    finally:
+        await said(url, "alter system reset track_wal_io_timing")
+        await said(url, "select pg_reload_conf()")
 
 
 def _without_host(url: str, name: str) -> str:
@@ -84,7 +109,8 @@ def _without_host(url: str, name: str) -> str:
     return f"{scheme}:///{name}" + (f"?{rest.partition('?')[2]}" if "?" in rest else "")
 
 
-async def _said(url: str, statement: str) -> None:
+async def said(url: str, statement: str) -> None:
+    """On a connection of its own."""
     connection = await connect(url)
     try:
         await connection.execute(statement)

@@ -58,9 +58,15 @@ def _cell(found: Results, workload: str, size: int, name: str) -> str:
     return text + (f" · {short(middle(ratios))}×" if ratios else "")
 
 
+def one_of(workload: Workload) -> str:
+    """Its unit, as one."""
+    return {"processes": "process", "children": "child"}.get(workload.unit, workload.unit.removesuffix("s"))
+
+
 def _costs(found: Results, workload: Workload) -> list[Sheet]:
-    one = {"processes": "process", "children": "child"}.get(workload.unit, workload.unit.removesuffix("s"))
-    sheet = Sheet(f"What one {one} costs: CPU µs of the client and of the server's backends, bytes of WAL", ["", "", "client", "server", "WAL"])
+    sheet = Sheet(
+        f"What one {one_of(workload)} costs: CPU µs of the client and of the server's backends, bytes of WAL", ["", "", "client", "server", "WAL"]
+    )
     for size in found.sizes(workload.name):
         for name in found.parties(workload.name, PARTIES):
             costs = [found.middle(workload.name, size, name, what) for what in ("client_us", "server_us", "wal_bytes")]
@@ -73,6 +79,7 @@ _MORE = {
     "wake": {"idle_mb": "worker idle, MB", "suspended_mb": "all suspended, MB", "peak_mb": "highest, MB", "bytes_each": "stored bytes each",
              "start_s": "started and suspended in, s"},
     "kill": {"kept": "steps kept", "run_again": "steps run again"},
+    "cold": {"python_s": "Python, s", "imports_s": "imports, s", "schema_s": "connection and schema, s", "first_s": "worker and workflow, s"},
     "people": {"requests": "requests", "entries": "journal entries"},
 }  # fmt: skip
 

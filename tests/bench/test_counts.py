@@ -17,10 +17,12 @@ from tests.bench import people, waiting
 from tests.bench.bare import TABLES, Ends, Rows, Single, Writer
 from tests.bench.entrant import KINDS
 from tests.bench.measured import Figures
-from tests.bench.ours import Ours
+from tests.bench.ours import WAL, Ours
 from tests.bench.peers import Entrant, Silent, field
+from tests.bench.profiled import ORDER
 from tests.bench.servers import settings, slow_flush
 from tests.bench.workloads import WORKLOADS
+from tests.postgres.scene import eventually
 
 STEPS = "select count(*) from flowdsl.journal where kind = 1 and fingerprint like 'perform bench.note %'"
 
@@ -45,8 +47,10 @@ async def test_each_sequential_step_that_is_counted_is_in_the_journal(database: 
     assert figures.more["total"] == await asked(database, STEPS) >= figures.count > 0
     assert figures.wal_bytes is not None and figures.wal_bytes > 100  # more than what a step answers with
     profile = await entrant.profile(2, 0.2)
-    parts = {name: took for name, took in profile.more.items() if name != "samples"}
-    assert profile.client_us is not None and (sum(parts.values()) == pytest.approx(profile.client_us) or profile.more["samples"] <= 1)
+    parts = [profile.more[part] for part in ORDER]
+    assert profile.client_us is not None and (sum(parts) == pytest.approx(profile.client_us) or profile.more["samples"] <= 1)
+    bytes = {name: each for name, each in profile.more.items() if name.startswith(WAL)}
+    assert bytes[f"{WAL}journal"] > 100 and bytes[f"{WAL}index journal_pkey"] > 30  # a row that holds the answer, and its place in the index
 
 
 async def test_parallel_steps_children_and_storms_are_all_there(database: str) -> None:
@@ -129,6 +133,7 @@ async def test_a_commit_a_row_and_wide_limits_count_their_rows(database: str, mo
 async def test_a_sync_and_the_client_beside_it_write_the_same_rows(server: str) -> None:
     with_journal, without = [await people.measured(server, name, 30) for name in ("ours", "client")]
     assert with_journal.count == without.count > 30
+    assert with_journal.more["links"] == without.more["links"] > 10
     assert with_journal.more["entries"] > 30 and without.more["entries"] == 0
     assert with_journal.more["requests"] >= without.more["requests"] > 10
 
@@ -192,10 +197,7 @@ async def test_the_slow_disk_is_the_server_s_for_as_long_as_it_is_wanted(server:
         async def there() -> bool:
             return bool((await settings(server))["commit_delay"] == wanted)
 
-        for _ in range(200):  # the server reads its settings when it gets round to it
-            if await there():
-                return
-        raise AssertionError(f"commit_delay is not {wanted}")
+        await eventually(there, f"commit_delay is {wanted}")  # the server reads its settings when it gets round to it
 
     async with slow_flush(server, 1.5):
         await delayed("1500")

@@ -15,6 +15,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any, Never
 
+import asyncpg
 import psutil
 from attrs import asdict, frozen
 
@@ -22,6 +23,7 @@ from flowdsl import Deployment, Steps, signal, workflow
 from flowdsl.postgres.schema import migrate
 from flowdsl.postgres.store import NewStart, Store
 from flowdsl.postgres.worker import new_id
+from tests.bench.measured import Watch
 from tests.bench.servers import scratch, server
 
 BATCH = 1000
@@ -52,6 +54,11 @@ class Waited:
     """Until all signals were acknowledged."""
     wake_s: float
     """From the first signal until all had ended."""
+    worker_us: float
+    """CPU of the worker meanwhile, each."""
+    server_us: float | None
+    """CPU of the backends, each: of who sends and who asks, too."""
+    wal_bytes: float | None
 
 
 HOW_MANY = f"select count(*) from flowdsl.executions where workflow = '{waiting.name}' and status = '{{}}'"
@@ -69,9 +76,18 @@ async def a_worker(dsn: str) -> AsyncGenerator[psutil.Process]:
         await worker.wait()
 
 
+@asynccontextmanager
+async def watching(dsn: str) -> AsyncGenerator[Any]:
+    connection = await asyncpg.connect(dsn)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
 async def measure(dsn: str, count: int) -> Waited:
     await migrate(dsn)
-    async with await Store.open(dsn) as store, a_worker(dsn) as worker:
+    async with watching(dsn) as watcher, await Store.open(dsn) as store, a_worker(dsn) as worker:
         await _until(store, "select count(*) from flowdsl.workers where not gone", 1, worker)
         await asyncio.sleep(1)
         idle, began = _mb(worker), time.monotonic()
@@ -85,13 +101,19 @@ async def measure(dsn: str, count: int) -> Waited:
         await store.again("vacuum flowdsl.executions")
         size = (await store.again("select sum(pg_total_relation_size(t)) from unnest(array["
                                   "'flowdsl.executions'::regclass, 'flowdsl.journal'::regclass, 'flowdsl.mailbox'::regclass]) t"))[0][0]  # fmt: skip
-        sending = time.monotonic()
+        watch, used = Watch(watcher, int), worker.cpu_times()
+        before, sending = await watch.read(), time.monotonic()
         for at in range(0, count, BATCH):
             await store.send_many("default", go_on.name, [(id, b"1", "one") for id in ids[at : at + BATCH]])
         sent = time.monotonic()
         peak = max(peak, await _until(store, HOW_MANY.format("succeeded"), count, worker))
-        ended = time.monotonic()
-        return Waited(count, idle, suspended, peak, int(size) / count, started - began, sent - sending, ended - sending)
+        ended, after, spent = time.monotonic(), await watch.read(), worker.cpu_times()
+        server, wal = before.server_until(after), before.wal_until(after)
+        return Waited(
+            count, idle, suspended, peak, int(size) / count, started - began, sent - sending, ended - sending,
+            (spent.user + spent.system - used.user - used.system) / count * 1e6,
+            None if server is None else server / count * 1e6, None if wal is None else wal / count,
+        )  # fmt: skip
 
 
 async def _until(store: Store, query: str, wanted: int, worker: psutil.Process | None = None) -> float:
