@@ -27,7 +27,7 @@ from flowdsl.errors import Rejected
 from flowdsl.flow import Cancelled, Defect, Execution, Existing, Exit, Perform, Receive, Signal, Start, Status
 from flowdsl.journal import BUG, OPERATOR, Divergence, Entry, Intervention, codecs_of, decode_exit, encode_exit
 from flowdsl.machine import Pending
-from flowdsl.operating import CannotRetry, Edits, Plan, Subject, edited, forked, position_of, retried, rewound
+from flowdsl.operating import CannotRetry, Edits, Plan, Subject, edited, forked, position_of, public_status, retried, rewound
 from flowdsl.policy import within
 from flowdsl.story import Adopted, Arrived, Began, Called, Died, Dropped, Fate, Folded, Happening, Noted, Over, Recorded, Run, When, Wished
 from flowdsl.story.pending import awaits, role_of, waits
@@ -643,11 +643,6 @@ def _budgets(kept: _Kept, one: Pending) -> Counted:
 def _children_of(parent: _Kept) -> str:
     """The scope of the keys of its children: its second run finds those of its first."""
     return f"parent {(parent.execution.tenant, parent.execution.key or parent.execution.id)}"
-
-
-def public_status(stored: Stored) -> Status:
-    """A stored status in the words of `Status`."""
-    return "open" if stored == "running" or stored == "suspended" else stored
 
 
 def _pending(kept: _Kept) -> list[Pending]:

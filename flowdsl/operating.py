@@ -12,11 +12,11 @@ from typing import Any, TypeAlias
 from attrs import evolve, field, frozen
 from returns.result import Failure
 
-from flowdsl.activation import live_entries
+from flowdsl.activation import Stored, live_entries
 from flowdsl.codec import digest
 from flowdsl.definition import Workflow
 from flowdsl.errors import FlowError, MachineError
-from flowdsl.flow import Cancelled, Defect, Do, Execution, Exit, Flow, Join, Perform, Sleep
+from flowdsl.flow import Cancelled, Defect, Do, Execution, Exit, Flow, Join, Perform, Sleep, Status
 from flowdsl.journal import (
     BUG,
     CANCEL,
@@ -43,6 +43,11 @@ class Written:
 
 Edits: TypeAlias = Mapping[str, Exit[Any, Any] | Written]
 Definitions: TypeAlias = Callable[[str], Workflow[Any, Any, Any]]
+
+
+def public_status(stored: Stored) -> Status:
+    """A stored status in the words of `Status`."""
+    return "open" if stored == "running" or stored == "suspended" else stored
 
 
 class CannotRetry(FlowError):

@@ -29,20 +29,23 @@ _MOST = 20
 @click.option("--keep", is_flag=True, help="Keep the evidence even if nothing is wrong.")
 @JSON
 def chaos(workflows: int, seed: int | None, workers: int, minutes: float | None, keep: bool, as_json: bool) -> None:
-    """Runs a mixed workload on a Postgres of its own while worker processes, server and connections are killed, frozen and cut; then counts.
+    """Runs a mixed workload on a Postgres of its own while worker processes, service, server and connections are killed, frozen and cut; then counts.
 
     What happened is judged by the rows of the store and by a ledger that the activities call, never by the runtime itself.
     """
     import asyncio
     import random
 
-    from flowdsl.testing.chaos.run import Wish, run
+    from flowdsl.testing.chaos.run import SERVES, Wish, run
 
     if as_json:
         only_json()
     wish = Wish(workflows, random.SystemRandom().randrange(1_000_000) if seed is None else seed, workers, minutes)
     if not as_json:
         click.echo(f"chaos: {workflows} workflows, {workers} workers, about {wish.span:.0f} s of faults, seed {wish.seed}")
+
+    if not SERVES:
+        aside("nothing goes over HTTP: for that, pip install 'flowdsl[service]'")
 
     async def work() -> int:
         with _live() as tell:
@@ -164,6 +167,7 @@ _MET = {
     "kill backends": "statements or transactions cut off", "immediate stop": "executions in flight", "kill postmaster": "executions in flight",
     "cut": "connections that waited for an answer", "swallow": "replies swallowed", "late commit": "connections gone after sending",
     "slow": "messages held up", "kill front": "fronts at work",
+    "kill service": "calls that waited for an answer", "rolling deploy": "executions in flight",
 }  # fmt: skip
 
 COMMANDS = (chaos,)

@@ -9,7 +9,9 @@ from pathlib import Path
 import click
 
 from flowdsl.cli.edge import DATABASE, DEPLOYMENT, LOGS, awaited, database_of, log_options
-from flowdsl.cli.serving import serve
+from flowdsl.cli.serving import listening, serve
+
+HOST = "127.0.0.1"
 
 
 @click.command(
@@ -29,8 +31,8 @@ def dev(
 ) -> None:
     """Serves a deployment in development mode, with a worker; when a .py, .toml or .sql file changes, with the new code.
 
-    Executions that run go on after the reload, with the new code. New code that cannot be loaded is told, and the old goes on until it is mended.
-    Whoever is on this machine may do anything; nobody else may.
+    Executions that run go on after the reload, with the new code; requests that come meanwhile wait for it. New code that cannot be loaded is told,
+    and the old goes on until it is mended. Whoever is on this machine may do anything; nobody else may.
     """
     from importlib.util import find_spec
 
@@ -38,7 +40,7 @@ def dev(
 
     if (parent := os.environ.pop(PARENT, None)) is not None:
         end_with(int(parent))
-        ctx.invoke(serve, deployment=deployment, host="127.0.0.1", port=port, keyed=False, works=True, config=config, database=database)
+        ctx.invoke(serve, deployment=deployment, host=HOST, port=port, keyed=False, works=True, config=config, database=database)
         return
     for library in ("starlette", "uvicorn", "typed_settings", "watchfiles"):
         if find_spec(library) is None:  # told here, once, and not by each service that is begun
@@ -46,9 +48,16 @@ def dev(
     with database_of(database) as choice:  # held here too: an embedded server stays up while the service is begun anew
         given = {"FLOWDSL_DATABASE_URL": choice.dsn} if database else {}
         options = ["--config", str(config)] if config is not None else []
-        wish = Wish(deployment, tuple(log_options()), tuple(options), given, (Path.cwd(), *folders), opens)
-        code = awaited(developed(wish, port))
+        with listening(HOST, _port(config) if port is None else port) as bound:
+            wish = Wish(deployment, tuple(log_options()), tuple(options), given, (Path.cwd(), *folders), opens, bound)
+            code = awaited(developed(wish))
     sys.exit(code)
+
+
+def _port(config: Path | None) -> int:
+    from flowdsl.service.settings import load
+
+    return load(config).server.port
 
 
 COMMANDS = (dev,)

@@ -37,6 +37,23 @@ class Refusal(click.ClickException):
         click.secho(f"flowdsl: {self.message}", fg="red", err=True)
 
 
+class _Execution(click.ParamType[str]):
+    """The id of an execution. A key is none: several workflows may have the same."""
+
+    name = "id"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from uuid import UUID
+
+        try:
+            return str(UUID(value))
+        except ValueError:
+            pass
+        raise Refusal(f"no execution named {value!r}: an id looks like 01a1ff70-0de7-ebd1-134f-7e884ffb811f. `flowdsl list` shows ids beside keys")
+
+
+EXECUTION = _Execution()
+
 _EXTRAS: dict[str, str] = {
     "service": "prometheus_client sse_starlette standardwebhooks starlette typed_settings uvicorn watchfiles",
     "testing": "hypothesis pytest",
@@ -251,7 +268,8 @@ def on_store(said: str | None, work: Callable[[Store], Coroutine[Any, Any, int]]
             try:
                 return await work(store)
             except NotFound as error:
-                raise Refusal(f"{error} `flowdsl list` shows what is in this database, which is that of {choice.source}") from None
+                what = "schedules" if error.kind == "schedule" else "list"
+                raise Refusal(f"{error} `flowdsl {what}` shows what is in this database: {choice.source}") from None
 
     with database_of(said) as choice:
         code = awaited(opened(choice))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import re
-import secrets
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -35,6 +34,8 @@ def encryption() -> None:
 @click.option("--id", "id", metavar="NAME", help="Its name, which stands in every row. Default: the date and a few letters.")
 def new_key(id: str | None) -> None:
     """Prints a new key as it stands in the key file: NAME=BASE64. Nothing is stored: who loses it has lost what it encrypts."""
+    import secrets  # with it comes OpenSSL
+
     name = id or f"{datetime.now(UTC):%Y-%m-%d}-{secrets.token_hex(2)}"
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,32}", name):
         raise Refusal("a key's name has 1 to 32 letters, digits, '.', '_' or '-'")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flowdsl.cli.edge import DATABASE, JSON, Refusal, awaited, database_of, emit, on_store, only_json
+from flowdsl.cli.edge import DATABASE, EXECUTION, JSON, Refusal, awaited, database_of, emit, on_store, only_json
 from flowdsl.cli.loading import load
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="Ask an execution to end.", epilog="Exit codes: 0 asked; 1 it has ended already; 2 no such execution, or no database.")
-@click.argument("id")
+@click.argument("id", type=EXECUTION)
 @click.option("--reason", default="cancelled by a person", show_default=True, help="Kept in its journal.")
 @DATABASE
 @JSON

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flowdsl.cli.edge import DATABASE, EXITS, JSON, emit, on_store, only_json, show_exit, shown
+from flowdsl.cli.edge import DATABASE, EXECUTION, EXITS, JSON, emit, on_store, only_json, show_exit, shown
 
 if TYPE_CHECKING:
     from flowdsl.postgres.store import Store, Summary
@@ -38,7 +38,7 @@ def facts_of(one: Summary) -> dict[str, Any]:
 
 
 @click.command(short_help="An execution and its children; live with --follow.", epilog=EXITS)
-@click.argument("id")
+@click.argument("id", type=EXECUTION)
 @click.option("--follow", is_flag=True, help="Until it has ended, or is blocked.")
 @DATABASE
 @JSON
@@ -104,7 +104,7 @@ def list_(workflow: str | None, status: str | None, limit: int, database: str | 
 
 
 @click.command(short_help="What is recorded of an execution.")
-@click.argument("id")
+@click.argument("id", type=EXECUTION)
 @DATABASE
 @JSON
 def journal(id: str, database: str | None, as_json: bool) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flowdsl.cli.edge import DATABASE, DEPLOYMENT, JSON, Refusal, emit, on_store, only_json, shown
+from flowdsl.cli.edge import DATABASE, DEPLOYMENT, EXECUTION, JSON, Refusal, emit, on_store, only_json, shown
 from flowdsl.cli.loading import load
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def unmatched(limit: int, tenant: str, database: str | None, as_json: bool) -> N
 
 
 @click.command(short_help="Hold an execution until it is resumed.")
-@click.argument("id")
+@click.argument("id", type=EXECUTION)
 @REASON
 @TENANT
 @DATABASE
@@ -165,7 +165,7 @@ def pause(id: str, reason: str, tenant: str, database: str | None, as_json: bool
 
 
 @click.command(short_help="Let blocked executions go on.", epilog="Exit codes: 0 resumed; 1 some could not be; 2 wrong input, or no database.")
-@click.argument("id", required=False)
+@click.argument("id", required=False, type=EXECUTION)
 @click.option("--all", "everything", is_flag=True, help="All that are blocked, e.g. after a fixed deploy.")
 @click.option("--workflow", metavar="NAME", help="With --all: of this workflow only.")
 @click.option("--deployment", metavar="MODULE:DEPLOYMENT", help="Needed where undos failed: they run again.")
@@ -209,7 +209,7 @@ def resume(
 
 
 @click.command(short_help="End an execution at once.")
-@click.argument("id")
+@click.argument("id", type=EXECUTION)
 @REASON
 @TENANT
 @DATABASE
@@ -242,7 +242,7 @@ def _told(done: Done, as_json: bool) -> int:
 
 @click.command(short_help="Do again what made an execution fail.")
 @DEPLOYMENT
-@click.argument("id")
+@click.argument("id", type=EXECUTION)
 @REASON
 @TENANT
 @DATABASE
@@ -260,7 +260,7 @@ def retry(deployment: str, id: str, reason: str, tenant: str, database: str | No
 
 @click.command(short_help="Take an execution back to a step.")
 @DEPLOYMENT
-@click.argument("id")
+@click.argument("id", type=EXECUTION)
 @TO
 @REASON
 @TENANT
@@ -279,7 +279,7 @@ def rewind(deployment: str, id: str, to: str, reason: str, tenant: str, database
 
 @click.command(short_help="A new execution from another's record.")
 @DEPLOYMENT
-@click.argument("id")
+@click.argument("id", type=EXECUTION)
 @TO
 @SET
 @click.option("--paused", is_flag=True, help="It begins blocked, to be looked at first.")
@@ -307,7 +307,7 @@ def fork(
 
 @click.command("what-if", short_help="Where it would go if steps had ended otherwise.")
 @DEPLOYMENT
-@click.argument("id")
+@click.argument("id", type=EXECUTION)
 @SET
 @TENANT
 @DATABASE
@@ -398,7 +398,7 @@ def dead_retry(deployment: str, workflow: str | None, limit: int, reason: str, t
 
 
 @dead.command("discard")
-@click.argument("ids", nargs=-1, required=True, metavar="ID…")
+@click.argument("ids", nargs=-1, required=True, metavar="ID…", type=EXECUTION)
 @REASON
 @TENANT
 @DATABASE
@@ -507,7 +507,7 @@ def tell_fits(groups: dict[tuple[str, str, str, str], list[Fit]], as_json: bool,
 
 
 @click.command("export", short_help="Executions as one JSON document.")
-@click.argument("ids", nargs=-1, required=True, metavar="ID…")
+@click.argument("ids", nargs=-1, required=True, metavar="ID…", type=EXECUTION)
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Default: stdout.")
 @click.option(
     "--golden",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
@@ -18,6 +19,7 @@ from attrs import define, field, frozen
 
 from flowdsl.cli.edge import Refusal, Stop, aside
 from flowdsl.cli.loading import load
+from flowdsl.cli.serving import LISTEN_FD
 
 PARENT = "FLOWDSL_DEVELOPED_BY"
 """Tells the service who began it."""
@@ -38,9 +40,11 @@ class Wish:
     environment: Mapping[str, str]
     folders: tuple[Path, ...]
     opens: bool
+    listening: socket.socket
+    """Open as long as we are: who connects between two services waits for the next."""
 
 
-async def developed(wish: Wish, port: int | None) -> int:
+async def developed(wish: Wish) -> int:
     """Serves until it is told to stop. Gives its exit code."""
     stop = Stop()
     watch = _Watch()
@@ -52,7 +56,7 @@ async def developed(wish: Wish, port: int | None) -> int:
             if await _sound(wish):
                 if said and service is not None:
                     aside(f"{_listed(said)} changed: the service begins anew")
-                service, port = await _replaced(service, wish, port)
+                service = await _replaced(service, wish)
                 if not service.listened and not said and service.process.returncode is not None:
                     return service.process.returncode  # what was wrong is told, and there is no edit that it waits for
             else:
@@ -105,14 +109,15 @@ class _Service:
             await self.tail
 
 
-async def _replaced(before: _Service | None, wish: Wish, port: int | None) -> tuple[_Service, int | None]:
-    """Stops the service that is there and begins another one, at the same port. Gives it when it listens or has ended."""
+async def _replaced(before: _Service | None, wish: Wish) -> _Service:
+    """Stops the service that is there and begins another one, on the same socket. Gives it when it listens or has ended."""
     if before is not None:
         await before.stop()
-    command = [*wish.logs, "dev", wish.deployment, *([] if port is None else ["--port", str(port)]), *wish.options]
+    listening = wish.listening.fileno()
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "flowdsl", *command,
-        env={**os.environ, **wish.environment, PARENT: str(os.getpid())}, stdout=asyncio.subprocess.PIPE,
+        sys.executable, "-m", "flowdsl", *wish.logs, "dev", wish.deployment, *wish.options,
+        env={**os.environ, **wish.environment, PARENT: str(os.getpid()), LISTEN_FD: str(listening)},
+        stdout=asyncio.subprocess.PIPE, pass_fds=(listening,),
         start_new_session=True,  # Ctrl-C reaches us alone: we tell it once, and kindly
     )  # fmt: skip
     service, lines = _Service(process), _lines(process)
@@ -120,13 +125,12 @@ async def _replaced(before: _Service | None, wish: Wish, port: int | None) -> tu
         click.echo(line)
         if line.startswith(_LISTENS):
             service.listened = True
-            address = line.removeprefix(_LISTENS)
             if wish.opens and before is None:
-                await asyncio.to_thread(_open, address)
+                await asyncio.to_thread(_open, line.removeprefix(_LISTENS))
             service.tail = asyncio.create_task(_passed_on(lines))
-            return service, int(address.partition("//")[2].partition("/")[0].rpartition(":")[2])
+            return service
     await process.wait()
-    return service, port
+    return service
 
 
 async def _lines(process: asyncio.subprocess.Process) -> AsyncIterator[str]:

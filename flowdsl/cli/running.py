@@ -27,6 +27,7 @@ from flowdsl.cli.edge import (
     on_store,
     only_json,
     show_exit,
+    shown,
 )
 from flowdsl.cli.loading import load, read_input, workflow_of
 
@@ -98,7 +99,7 @@ async def _run(
         known = await store.by_key("default", definition.name, key) if key is not None else None
         if known is not None and known.status == "succeeded":
             await _compare(store, known.id, definition, request)
-            return _report(known, as_json)
+            return _report(known, definition, as_json)
         tuning = Tuning(lease=lease, schedules=False)
         async with Worker(deployment, store, tuning) as worker:
             resumes = known is not None and known.status not in ENDED
@@ -111,7 +112,7 @@ async def _run(
             if stop.code:
                 aside(f"stopping: running activities get {tuning.grace:.0f} s to finish; the same signal again stops at once")
         summary = await store.summary(id)
-    code = _report(summary, as_json)
+    code = _report(summary, definition, as_json)
     if not stop.code or summary.status in ENDED:
         return code
     keyed = summary.key is not None
@@ -151,18 +152,36 @@ async def _compare(store: Store, id: str, definition: Workflow[Any, Any, Any], r
         aside(f"execution {id} has that key already, with another input: that one counts, and --input does not")
 
 
-def _report(summary: Summary, as_json: bool) -> int:
+def _report(summary: Summary, definition: Workflow[Any, Any, Any], as_json: bool) -> int:
     """Prints how an execution ended, or how it stands; its exit code."""
     from flowdsl.cli.looking import ended
     from flowdsl.cli.screen import headline
 
     facts = ended(summary)
+    words = _own_words(definition, summary)
     if as_json:
-        emit(facts)
+        emit(facts if words is None else facts | {"cause": words})
     else:
         click.echo(headline(summary))
         show_exit(facts)
+        if words is not None:
+            click.echo(shown(words))
     return 1 if summary.status in ("failed", "cancelled", "blocked") else 0
+
+
+def _own_words(definition: Workflow[Any, Any, Any], summary: Summary) -> str | None:
+    """What a failure says of itself, if it has words for it."""
+    from returns.result import Failure
+
+    from flowdsl.errors import FlowError
+    from flowdsl.journal import decode_exit
+
+    try:
+        exit = decode_exit(definition, summary.exit) if summary.status == "failed" and summary.exit else None
+    except FlowError:  # of an older version of the workflow: as it is stored is all there is to say
+        return None
+    has_words = isinstance(exit, Failure) and any("__str__" in vars(one) for one in type(exit.failure()).__mro__[:-1])
+    return str(exit.failure()) if isinstance(exit, Failure) and has_words else None
 
 
 # Starting only
@@ -173,14 +192,15 @@ def _report(summary: Summary, as_json: bool) -> int:
 @click.argument("workflow")
 @_INPUT
 @_ID
+@click.option("--paused", is_flag=True, help="It begins blocked: nothing is done until `flowdsl resume`.")
 @DATABASE
 @JSON
-def start(deployment: str, workflow: str, text: str | None, key: str | None, database: str | None, as_json: bool) -> None:
+def start(deployment: str, workflow: str, text: str | None, key: str | None, paused: bool, database: str | None, as_json: bool) -> None:
     """Starts an execution for workers to take, and prints its id."""
     if as_json:
         only_json()
     loaded, definition, request = _asked(deployment, workflow, text, key)
-    on_store(database, lambda store: _enqueue(store, loaded.limits, definition, request, key, as_json))
+    on_store(database, lambda store: _enqueue(store, loaded.limits, definition, request, key, as_json, paused=paused))
 
 
 async def _enqueue_migrated(
@@ -194,11 +214,14 @@ async def _enqueue_migrated(
         return await _enqueue(store, deployment.limits, definition, request, key, as_json)
 
 
-async def _enqueue(store: Store, limits: Limits, definition: Workflow[Any, Any, Any], request: Any, key: str | None, as_json: bool) -> int:
+async def _enqueue(
+    store: Store, limits: Limits, definition: Workflow[Any, Any, Any], request: Any, key: str | None, as_json: bool, *, paused: bool = False
+) -> int:
     from flowdsl.errors import Rejected
+    from flowdsl.postgres.operating import Operator
 
     wish = _wish(limits, definition, request, key)
-    done = (await store.start([wish]))[0]
+    done = await Operator(store).start_paused(wish) if paused else (await store.start([wish]))[0]
     if done.outcome == "rejected":
         raise Rejected(definition.name, wish.key or "", done.id)
     if done.outcome == "joined":

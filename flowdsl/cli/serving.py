@@ -12,7 +12,12 @@ import click
 from flowdsl.cli.edge import DATABASE, DEPLOYMENT, LOGS, Refusal, Stop, aside, awaited, begin_logs, database_of
 from flowdsl.cli.loading import load
 
+LISTEN_FD = "FLOWDSL_LISTEN_FD"
+"""The number of a listening socket that a service inherits, in place of one of its own."""
+
 if TYPE_CHECKING:
+    import socket
+
     from flowdsl.binding import Deployment
     from flowdsl.service.settings import Settings
 
@@ -79,7 +84,7 @@ async def _serve(deployment: Deployment, settings: Settings, dsn: str, source: s
         asks = keyed if keyed is not None else has_keys or not embedded
         if not asks and not _local(settings.server.host):
             raise Refusal(f"in development mode it listens on this machine only, not on {settings.server.host}: say --keys, or --host 127.0.0.1")
-        bound = _bound(settings.server.host, settings.server.port)
+        bound = handed_over() or listening(settings.server.host, settings.server.port)
         stack.callback(bound.close)
         worker = await stack.enter_async_context(Worker(deployment, store)) if works else None
         access, tracing = KeyAccess(store) if asks else DevelopmentAccess(), _tracing() if settings.server.traces == "on" else None
@@ -132,8 +137,8 @@ async def _has_keys(store: Any) -> bool:
     return bool(await listed(store))
 
 
-def _bound(host: str, port: int) -> Any:
-    """A socket that is ours before anything else is begun."""
+def listening(host: str, port: int) -> socket.socket:
+    """A socket that is ours before anything else is begun. Raises `Refusal`."""
     import socket
 
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -146,6 +151,25 @@ def _bound(host: str, port: int) -> Any:
         bound.close()
         raise Refusal(f"cannot listen on {_shown(host)}:{port} ({error.strerror}): stop what does, or take another --port") from None
     return bound
+
+
+def handed_over() -> socket.socket | None:
+    """The listening socket of whoever began this process, should there be one: who connects while no process serves waits in it."""
+    import socket
+
+    said = os.environ.pop(LISTEN_FD, None)  # it is for us, not for what we begin
+    if said is None:
+        return None
+    try:
+        found = socket.socket(fileno=int(said))
+        found.set_inheritable(False)
+        if not found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            raise OSError(22, "it does not listen")
+    except (OSError, ValueError) as error:
+        raise Refusal(
+            f"{LISTEN_FD}={said} is no listening socket ({error}): unset it, or give the number of one that this process inherits"
+        ) from None
+    return found
 
 
 def _local(host: str) -> bool:

@@ -11,7 +11,7 @@ from flowdsl.errors import FlowError, KeyMissing, Rejected
 from flowdsl.flow import Defect, Existing, Receive, Start
 from flowdsl.journal import BUG, defect_body
 from flowdsl.machine import Pending
-from flowdsl.memory import public_status
+from flowdsl.operating import public_status
 from flowdsl.postgres.store import NewStart
 
 if TYPE_CHECKING:

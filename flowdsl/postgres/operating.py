@@ -19,7 +19,7 @@ from flowdsl.flow import Execution
 from flowdsl.journal import Entry, Intervention
 from flowdsl.operating import CannotRetry, Edits, Plan, Subject, Supposed, edited, forked, position_of, retried, rewound, what_if
 from flowdsl.postgres.encryption import entry_of, exit_of, mail_of, operator_of, request_of
-from flowdsl.postgres.store import Store, Summary
+from flowdsl.postgres.store import NewStart, Started, Store, Summary
 from flowdsl.postgres.worker import new_id
 
 ATTEMPTS = 5
@@ -82,6 +82,13 @@ class Operator:
             raise NotFound("execution", id)
         if said != "terminated":
             raise StoreError(f"execution {id} has ended already: it is {said}", "Nothing was changed")
+
+    async def start_paused(self, wish: NewStart) -> Started:
+        """Starts it blocked: nothing of it begins until it is resumed. Whoever has its key already stays as it is. To repeat it changes nothing."""
+        request = self._store.encryption.encrypt(request_of(wish.tenant, wish.id), wish.request)
+        query = "select * from flowdsl.start_paused($1::uuid, $2, $3, $4, $5, $6, $7)"
+        row = (await self._store.again(query, wish.id, wish.tenant, wish.workflow, wish.version, wish.key, wish.reuse, request))[0]
+        return Started(str(row["id"]), row["outcome"], row["status"])
 
     async def discard(self, ids: Sequence[str], reason: str = "") -> list[str]:
         """Takes dead letters off the list; gives those that were on it."""

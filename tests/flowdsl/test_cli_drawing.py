@@ -43,7 +43,7 @@ def folder(tmp_path: Path) -> Path:
 
 def flowdsl(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "flowdsl", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, encoding="utf-8", timeout=60)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, encoding="utf-8", timeout=120)
 
 
 def test_a_graph_is_the_only_thing_on_stdout(folder: Path) -> None:
@@ -109,6 +109,6 @@ def test_lint_as_json_and_warnings_alone_are_no_failure(folder: Path) -> None:
 @pytest.mark.parametrize("name", ["graph", "lint"])
 def test_help_does_not_load_what_reads_workflows(name: str) -> None:
     code = "import sys; from flowdsl.cli import main; main(sys.argv[1:], standalone_mode=False); print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code, name, "--help"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code, name, "--help"], capture_output=True, text=True, timeout=120)
     assert "MODULE:DEPLOYMENT" in done.stdout
     assert not {"flowdsl.outline", "flowdsl.lint", "flowdsl.journal"} & set(done.stdout.splitlines()[-1].split()), done.stdout

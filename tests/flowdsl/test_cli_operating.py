@@ -55,12 +55,12 @@ def worker(folder: Path) -> Iterator[None]:
     process = subprocess.Popen([sys.executable, "-m", "flowdsl", "worker", "shop"], cwd=folder, stderr=subprocess.DEVNULL)
     yield
     process.terminate()
-    process.wait(30)
+    process.wait(60)
 
 
 def flowdsl(folder: Path, *arguments: str, said: str = "") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "flowdsl", *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, input=said, env={**os.environ})
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, input=said, env={**os.environ})
     assert "Traceback" not in done.stderr, done.stderr
     return done
 

@@ -180,7 +180,7 @@ def test_a_worker_brings_and_fires_them(tmp_path: Path, database: str) -> None:
         eventually(lambda: ended(before + 2))
     finally:
         second.send_signal(signal.SIGTERM)
-        assert second.wait(30) == 0
+        assert second.wait(60) == 0
     [listed] = document(flowdsl(tmp_path, "schedules", "--json", FLOWDSL_DATABASE_URL=database))
     assert (listed["schedule"], listed["in_code"]) == ("often", True)
     keys = json.loads(ask(database, "select json_agg(key order by key) from flowdsl.executions"))

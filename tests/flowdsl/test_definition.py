@@ -424,6 +424,7 @@ def test_the_fields_of_a_key_can_be_read_back(first: str | None, second: str | N
 # Durations
 
 
+@pytest.mark.shows("S2.35")
 @pytest.mark.parametrize(
     ("text", "span"),
     [

@@ -40,6 +40,21 @@ class Order:
     parts: tuple[int, ...]
     tags: frozenset[str]
 
+@frozen
+class Card:
+    def reveal(self) -> int:
+        return 1
+
+@frozen
+class Access:
+    token: Secret
+    card: Card
+
+ACCESS = Access(Secret("bank"), Card())
+
+@activity("t.send")
+def send(access: Access) -> Result[int, Bad]: ...
+
 @activity("t.read")
 def read(n: int) -> Result[int, Bad]: ...
 
@@ -116,6 +131,11 @@ CASES: list[tuple[str, str, str]] = [
     ("chance", "name = uuid.uuid4()  # <-\nyield from read(1)", "name = uuid.uuid5(uuid.NAMESPACE_URL, 'x')\nyield from read(1)"),
     ("chance", "yield from read(hash('x'))  # <-", "yield from read(len('x'))"),
     ("chance", "token = secrets.token_hex()  # <-\nyield from read(1)", "secrets = n\nyield from read(secrets)"),
+    ("secret", "key = Secret('bank').reveal()  # <-\nyield from read(len(key))", "yield from send(Access(Secret('bank'), Card()))"),
+    ("secret", "yield from read(len(list(map(Secret.reveal, [Secret('bank')]))))  # <-", "yield from read(Card().reveal())"),
+    ("secret", "def shown(access: Access):\n    return access.token.reveal()  # <-\nyield from read(len(shown(ACCESS)))",
+     "def shown(access: Access):\n    return access.card.reveal()\nyield from read(shown(ACCESS))"),
+    ("secret", "token = ACCESS.token\nyield from read(len(token.reveal()))  # <-", "yield from read(len(ACCESS.token.name))"),
     ("environment", "yield from read(int(os.environ['N']))  # <-", "yield from read(int(os.path.join('1')))"),
     ("environment", "yield from read(int(os.getenv('N') or 0))  # <-", "from os import sep\nyield from read(len(sep))"),
     ("io", "with open('x') as file:  # <-\n    text = file.read()\nyield from read(len(text))", "opened = n\nyield from read(opened)"),

@@ -109,6 +109,22 @@ begin
   return 'terminated';
 end $$;
 
+-- Starts an execution blocked: nothing of it begins until it is resumed. Outcome as of flowdsl.start; whoever has its key already stays as it is.
+create or replace function flowdsl.start_paused(
+  p_id uuid, p_tenant text, p_workflow text, p_version integer, p_key text, p_reuse text, p_request bytea
+) returns table (id uuid, outcome text, status text) language plpgsql as $$
+#variable_conflict use_column
+begin
+  select s.id, s.outcome, s.status into id, outcome, status from flowdsl.start(
+    array[p_id], array[p_tenant], array[p_workflow], array[p_version], array[''], array[p_key], array[p_reuse], array[p_request],
+    array[null::uuid], array[''], array[false]) s;
+  if outcome = 'new' then
+    status := 'blocked';
+    update flowdsl.executions x set status = 'blocked', wake = null, cause = 'paused: not begun yet' where x.id = p_id;
+  end if;
+  return next;
+end $$;
+
 -- A new execution with another's entries before a position, some of them edited, and one that says so. `p_request`: its input, where it is not
 -- kept as the other's is.
 drop function if exists flowdsl.fork(text, uuid, uuid, integer, bytea, text, integer[], smallint[], bytea[], boolean, bytea);
