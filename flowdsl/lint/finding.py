@@ -20,6 +20,7 @@ RULES: Final[dict[str, Severity]] = {
     "chance": "error",
     "environment": "error",
     "io": "error",
+    "secret": "error",
     "async": "error",
     "try": "error",
     "dropped": "error",

@@ -9,19 +9,21 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from types import ModuleType
-from typing import Any, Final
+from typing import Any, Final, get_type_hints
 
 from attrs import frozen
 
 from flowdsl.definition import Activity, Workflow
 from flowdsl.lint.finding import Finding, finding
 from flowdsl.outline.source import Written, written
+from flowdsl.secret import Secret
 
 _NOW = "it differs in every replay: bind `yield from now()`"
 _DRAWN = "it differs in every replay: bind `yield from random()` or `yield from uuid()`"
 _OUTSIDE = "another worker answers otherwise: take it as input, or ask an activity"
 _WORLD = "a body is replayed after every crash: do it in an activity"
 _TWICE = "it is written again by every replay: bind `yield from report(…)`, which is shown once"
+_HIDDEN = "its value would be part of the record: hand on the secret, whose name is recorded, and reveal it in an activity's implementation"
 _LOOP = "a body has no event loop and no threads: `all_`, `each` and `race` run beside each other"
 
 _EXACT: Final[dict[str, tuple[str, str]]] = {
@@ -139,12 +141,38 @@ def impure(function: Written) -> Iterator[Finding]:
                 yield finding(rule, f"`{ast.unparse(node.func)}(…)`: {advice}", function.file, node.lineno, function.name)
         elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
             value, _ = names.of(node.value)
+            if node.attr == "reveal" and _kind(names, node.value) in (None, Secret):
+                yield finding("secret", f"`{ast.unparse(node)}`: {_HIDDEN}", function.file, node.lineno, function.name)
             if isinstance(value, ModuleType) and (value.__name__, node.attr) in (("os", "environ"), ("sys", "argv"), ("sys", "stdin")):
                 yield finding("environment", f"`{ast.unparse(node)}`: {_OUTSIDE}", function.file, node.lineno, function.name)
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
             value, name = names.of(node)
             if name == "os._Environ":
                 yield finding("environment", f"`{node.id}`: {_OUTSIDE}", function.file, node.lineno, function.name)
+
+
+def _kind(names: Names, node: ast.expr) -> object | None:
+    """The class of what an expression gives, by its annotations; `None` when they do not say."""
+    match node:
+        case ast.Name(name):
+            hints = [one.annotation for one in ast.walk(names.around.node) if isinstance(one, ast.arg) and one.arg == name]
+            found = names.of(hints[0])[0] if len(hints) == 1 and hints[0] is not None else names.around.names.get(name)
+            return found if isinstance(found, type) or found is None else type(found)
+        case ast.Attribute(base, attribute):
+            holder = _kind(names, base)
+            return _hint(holder, attribute, names) if isinstance(holder, type) else None
+        case ast.Call(function):
+            made, _ = names.of(function)
+            return made if isinstance(made, type) else None
+        case _:
+            return None
+
+
+def _hint(holder: type, attribute: str, names: Names) -> object | None:
+    try:
+        return get_type_hints(holder, localns=names.around.names).get(attribute)
+    except (NameError, TypeError, AttributeError):  # a name that is there for checkers only
+        return None
 
 
 def _judged(name: str) -> tuple[str, str] | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from attrs import evolve
+
 from flowdsl.chance import new_id as new_id
 from flowdsl.postgres.store import NewStart, Started, refuses
 
@@ -41,7 +43,8 @@ class Starts:
 
     async def _these(self, wishes: list[tuple[NewStart, asyncio.Future[Started]]]) -> None:
         try:
-            outcomes = await self._outcomes([wish for wish, _ in wishes])
+            first = {wish.id: wish for wish, _ in reversed(wishes)}  # the same request may come twice in a moment: it goes out once
+            outcomes = dict(zip(first, await self._outcomes(list(first.values())), strict=True))
         except Exception as error:
             if len(wishes) > 1 and refuses(error):  # of one of them: not the others' fault
                 for one in wishes:
@@ -51,7 +54,10 @@ class Starts:
                 if not told.done():
                     told.set_exception(error)
             return
-        for (_, told), outcome in zip(wishes, outcomes, strict=True):
+        for wish, told in wishes:
+            outcome = outcomes[wish.id]
+            if outcome.outcome == "new":
+                outcomes[wish.id] = evolve(outcome, outcome="again")
             if not told.done():
                 told.set_result(outcome)
 

@@ -21,6 +21,8 @@ HEAD_BYTES: Final = 65536
 """What the headers of a request may have together."""
 SENDING: Final = 30.0
 """Seconds after which a connection whose other side takes nothing of an answer is cut."""
+LAST: Final = 0.5
+"""Seconds in which a connection that has asked nothing yet may still do so when the server stops."""
 
 
 def server_of(app: Starlette, settings: ServerSettings | None = None, *, host: str = "127.0.0.1", port: int = 0) -> uvicorn.Server:
@@ -28,8 +30,8 @@ def server_of(app: Starlette, settings: ServerSettings | None = None, *, host: s
     chosen: ServerSettings = settings or app.state.service.settings
     config = uvicorn.Config(
         app, host=host, port=port, log_config=None, access_log=False, server_header=False, lifespan="on", loop="none", ws="none",
-        http=_bounded(chosen), timeout_graceful_shutdown=max(1, round(chosen.drain_seconds)), timeout_keep_alive=max(1, round(chosen.head_seconds)),
-        h11_max_incomplete_event_size=HEAD_BYTES,
+        http=_bounded(chosen, app.state.service.stopping), h11_max_incomplete_event_size=HEAD_BYTES,
+        timeout_graceful_shutdown=max(1, round(chosen.drain_seconds)), timeout_keep_alive=max(1, round(chosen.head_seconds)),
     )  # fmt: skip
     return _Server(config)
 
@@ -42,7 +44,7 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _bounded(settings: ServerSettings) -> type[H11Protocol]:
+def _bounded(settings: ServerSettings, stopping: asyncio.Event) -> type[H11Protocol]:
     """A connection that has so long to send the headers of each request, and of which there are only so many at a time."""
 
     class Bounded(H11Protocol):
@@ -64,6 +66,18 @@ def _bounded(settings: ServerSettings) -> type[H11Protocol]:
                 self._stop_waiting()
             elif self._head is None and (before is None or before.response_complete) and not self.transport.is_closing():
                 self._wait_for_head()  # a first part of another request, on a connection that was idle
+            if stopping.is_set() and self.cycle is not None:
+                self.cycle.keep_alive = False
+
+        def shutdown(self) -> None:
+            if self.cycle is None and not self.transport.is_closing():
+                self.loop.call_later(LAST, self._end)  # it came at the last moment: what it asks may be on its way
+            else:
+                super().shutdown()
+
+        def _end(self) -> None:
+            if self.cycle is None and not self.transport.is_closing():
+                super().shutdown()
 
         def on_response_complete(self) -> None:
             self._stop_waiting()

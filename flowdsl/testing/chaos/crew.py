@@ -14,7 +14,7 @@ from flowdsl.testing.chaos.processes import Child, begin
 
 @define
 class Crew:
-    """So many workers. `died`: those that ended by themselves, which none should."""
+    """So many workers. `environment`: of those that begin from now on. `died`: those that ended by themselves, which none should."""
 
     folder: Path
     environment: dict[str, str]

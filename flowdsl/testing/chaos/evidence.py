@@ -26,6 +26,7 @@ class Evidence:
     unmatched: list[Any]
     marks: list[Any]
     firings: list[Any]
+    schedules: list[Any]
     calls: dict[str, list[dict[str, Any]]]
     """The ledger's, by idempotency key, in the order of their coming."""
     told: list[dict[str, Any]]
@@ -68,6 +69,7 @@ async def gathered(postgres: Postgres, folder: Path) -> Evidence:
         journals[str(row["execution"])].append(row)
     marks = await rows("select * from chaos_marks")
     firings = await rows("select * from flowdsl.firings order by instant")
+    schedules = await rows("select * from flowdsl.schedules")
     calls: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for call in read(folder / "ledger.jsonl"):
         calls[call["key"]].append(call)
@@ -75,7 +77,7 @@ async def gathered(postgres: Postgres, folder: Path) -> Evidence:
     for key, label in ({key: found[0]["label"] for key, found in calls.items()} | {row["key"]: row["label"] for row in marks}).items():
         labels[key.partition("/")[0]][key] = label
     mailbox, unmatched = await rows("select * from flowdsl.mailbox"), await rows("select * from flowdsl.unmatched")
-    found = Evidence(executions, dict(journals), mailbox, unmatched, marks, firings, dict(calls), list(read(folder / FILE)), dict(labels))
+    found = Evidence(executions, dict(journals), mailbox, unmatched, marks, firings, schedules, dict(calls), list(read(folder / FILE)), dict(labels))
     for id, row in executions.items():
         if row["parent"] is not None:
             found.children[str(row["parent"])].append(id)

@@ -8,7 +8,10 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from attrs import define
 
@@ -17,11 +20,14 @@ from flowdsl.journal import codecs_of
 from flowdsl.postgres.operating import Operator
 from flowdsl.postgres.store import NewStart, Store, lost
 from flowdsl.postgres.worker import new_id
+from flowdsl.testing.chaos.api import Api, Unanswered
 from flowdsl.testing.chaos.log import Log, read
-from flowdsl.testing.chaos.orders import REASON, Errand, Order, correlation, drawn, errands, token
-from flowdsl.testing.chaos.system import deployment
+from flowdsl.testing.chaos.orders import REASON, Errand, Order, by_http, correlation, drawn, errands, token
+from flowdsl.testing.chaos.system import deployment_here
+from flowdsl.testing.chaos.worker import begin_logs, die_with_our_maker
 
 FILE = "front.jsonl"
+deployment = deployment_here()
 ENDED = ("succeeded", "failed", "cancelled")
 
 
@@ -35,6 +41,9 @@ class Front:
     acknowledged: dict[str, str]
     """What was said to each call; a start is answered by the id of its execution."""
     operator: Operator
+    api: Api | None = None
+    """The service, if there is one: it is asked for every second order."""
+    asking: int = 0
 
     async def serve(self, order: Order, at: float) -> None:
         await asyncio.sleep(at - time.time())
@@ -53,17 +62,56 @@ class Front:
         while call not in self.acknowledged:
             try:
                 self.log.note({"call": call, "state": "begun", "at": time.time()})
-                said = await self._do(order, errand)
+                said, more = await self._do(order, errand)
             except Exception as error:  # what became of it is unknown: it is repeated, under the same key or delivery id
-                expected = lost(error) or isinstance(error, FlowError) or getattr(error, "sqlstate", None) in ("55P03", "40P01", "40001")
+                expected = (
+                    lost(error) or isinstance(error, (FlowError, Unanswered)) or getattr(error, "sqlstate", None) in ("55P03", "40P01", "40001")
+                )
                 self.log.note({"call": call, "state": "unknown", "error": f"{type(error).__name__}: {error}", "expected": expected})
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, 1.0)
                 continue
-            await self.log.add({"call": call, "state": "ok", "said": said, "at": time.time()})
+            await self.log.add({"call": call, "state": "ok", "said": said, "at": time.time(), **more})
             self.acknowledged[call] = said
 
-    async def _do(self, order: Order, errand: Errand) -> str:
+    async def _do(self, order: Order, errand: Errand) -> tuple[str, dict[str, Any]]:
+        """What was said, and what else is to be kept of it."""
+        api = self.api if by_http(self.seed, order) else None
+        if errand.call == "start" and api is not None:
+            workflow = deployment.workflow(f"chaos.{order.kind}")
+            with self._asking():
+                id, new = await api.start(workflow.name, order, codecs_of(workflow).request.encode(order))
+            return id, {"new": new}
+        if api is not None and errand.call in ("signal", "letter", "cancel"):
+            with self._asking():
+                return await self._ask(api, order, errand), {}
+        return await self._tell(order, errand), {}
+
+    async def _ask(self, api: Api, order: Order, errand: Errand) -> str:
+        here, delivery = self.acknowledged.get(f"{order.index}/start", ""), f"{order.index}/{errand.name}"
+        if errand.call == "cancel":
+            return await api.cancel(here)
+        payload = {"token": token(order.index, errand.number), "value": errand.number}
+        if errand.call == "signal":
+            return await api.signal(here, "chaos-news", payload, delivery)
+        return await api.letter(correlation(order.index), "chaos-news", payload, delivery)
+
+    @contextmanager
+    def _asking(self) -> Generator[None]:
+        """One more call waits for the service: whoever began us is told, on stdout."""
+        self.asking += 1
+        self._say()
+        try:
+            yield
+        finally:
+            self.asking -= 1
+            self._say()
+
+    def _say(self) -> None:
+        sys.stdout.write(f"{self.asking}\n")
+        sys.stdout.flush()
+
+    async def _tell(self, order: Order, errand: Errand) -> str:
         if errand.call == "start":
             return await self._start(order)
         here = self.acknowledged.get(f"{order.index}/start", "")
@@ -115,22 +163,18 @@ async def opened(dsn: str) -> Store:
             await asyncio.sleep(0.2)
 
 
-async def run(folder: Path, seed: int, count: int, began: float, span: float) -> None:
+async def run(folder: Path, seed: int, count: int, began: float, span: float, port: int) -> None:
     """Serves all orders, spread over `span` seconds from `began` on."""
     said = {record["call"]: record["said"] for record in read(folder / FILE) if record["state"] == "ok"}
     store = await opened(os.environ["FLOWDSL_DATABASE_URL"])
-    front = Front(seed, store, Log(folder / FILE), said, Operator(store, deployment, by="front"))
+    front = Front(seed, store, Log(folder / FILE), said, Operator(store, deployment, by="front"), Api(port) if port else None)
     async with asyncio.TaskGroup() as group:
         for order in drawn(seed, count):
             group.create_task(front.serve(order, began + span * order.index / count))
     await store.close()
 
 
-def _die_with_our_maker() -> None:
-    sys.stdin.read()
-    os._exit(3)
-
-
 if __name__ == "__main__":
-    threading.Thread(target=_die_with_our_maker, daemon=True).start()
-    asyncio.run(run(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]), float(sys.argv[5])))
+    begin_logs()
+    threading.Thread(target=die_with_our_maker, daemon=True).start()
+    asyncio.run(run(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]), float(sys.argv[5]), int(sys.argv[6])))

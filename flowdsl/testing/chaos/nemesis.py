@@ -12,12 +12,15 @@ from contextlib import suppress
 from attrs import define, field
 
 from flowdsl.testing.chaos.crew import Crew
+from flowdsl.testing.chaos.orders import RELEASES
 from flowdsl.testing.chaos.processes import Child, Links
 from flowdsl.testing.chaos.server import Postgres
+from flowdsl.testing.chaos.system import RELEASE
 
 DECK: dict[str, int] = {
     "kill worker": 4, "freeze worker": 2, "stop worker": 1, "kill backends": 3, "immediate stop": 1, "kill postmaster": 1, "cut": 3,
     "swallow": 3, "late commit": 2, "slow": 2, "kill front": 1,
+    "kill service": 2, "rolling deploy": 1,
 }  # fmt: skip
 """One deal: how often each is played before all are shuffled again."""
 
@@ -39,6 +42,10 @@ class Targets:
     links: Links
     front: Callable[[], Child | None]
     """The front, while there is one."""
+    service: Callable[[], Child | None]
+    """The service, while there is one."""
+    calls: Callable[[], int]
+    """How many calls of it wait for an answer."""
 
 
 @define
@@ -73,6 +80,7 @@ class Nemesis:
             "kill worker": self._kill_worker, "freeze worker": self._freeze_worker, "stop worker": self._stop_worker,
             "kill backends": self._kill_backends, "immediate stop": self._immediate_stop, "kill postmaster": self._kill_postmaster,
             "cut": self._cut, "swallow": self._swallow, "late commit": self._late_commit, "slow": self._slow, "kill front": self._kill_front,
+            "kill service": self._kill_service, "rolling deploy": self._rolling_deploy,
         }  # fmt: skip
         met = await acts[kind]()
         tally = self.tallies[kind]
@@ -214,6 +222,39 @@ class Nemesis:
         await self.targets.links.do("delay", seconds=0)
         return int(met)
 
+    # The service, and new code
+
+    async def _kill_service(self) -> int:
+        """As soon as it owes an answer; while links are slow, so that it owes it for a while."""
+        service, until = self.targets.service(), time.monotonic() + 1.5
+        if service is None:
+            return 0
+        await self.targets.links.do("delay", seconds=0.1)
+        await _until(lambda: self.targets.calls() > 0 or time.monotonic() > until)
+        met = self.targets.calls()
+        alive = service.signal(signal.SIGKILL)
+        await self.targets.links.do("delay", seconds=0)
+        return met if alive else 0
+
+    async def _rolling_deploy(self) -> int:
+        """Half of the workers, the service, the other half: each is told to stop, and is followed by one of the next release."""
+        crew = self.targets.crew
+        crew.environment[RELEASE] = str(min(RELEASES, int(crew.environment[RELEASE]) + 1))
+        self._last(self._replace(list(crew.seats)))
+        return int((await self.targets.postgres.rows("select count(*) from flowdsl.executions where owner is not null"))[0][0])
+
+    async def _replace(self, old: list[Child]) -> None:
+        for place, child in enumerate(old):
+            if place == len(old) // 2 and (service := self.targets.service()) is not None:
+                service.signal(signal.SIGTERM)
+            await self._follow(child)
+
+    async def _follow(self, child: Child) -> None:
+        """That one stops, once it can be told to, and another one takes its seat."""
+        await _until(lambda: not child.frozen)
+        child.signal(signal.SIGTERM)
+        await _until(lambda: not child.alive and all(seat.alive for seat in self.targets.crew.seats))
+
     def _last(self, work: Awaitable[None]) -> None:
         async def run() -> None:
             with suppress(asyncio.CancelledError):
@@ -222,3 +263,8 @@ class Nemesis:
         task = asyncio.create_task(run())
         self._lasting.add(task)
         task.add_done_callback(self._lasting.discard)
+
+
+async def _until(so: Callable[[], bool]) -> None:
+    while not so():  # noqa: ASYNC110 (processes tell nobody)
+        await asyncio.sleep(0.02)

@@ -10,7 +10,7 @@ from attrs import frozen
 KINDS: dict[str, int] = {
     "sequence": 6, "refused": 2, "exhausted": 2, "bug": 1, "once": 3, "threaded": 2, "marks": 6, "timers": 5, "signals": 5, "letters": 5,
     "deadline": 4, "silence": 2, "children": 5, "keyed": 3, "isolated": 3, "beside": 4, "saga": 5, "inner_saga": 3, "race": 4, "loop": 6, "fan": 4,
-    "pen_pals": 4, "cancelled": 4, "too_late": 4, "waiting": 2, "bounded": 3, "paused": 3, "terminated": 2, "retried": 3,
+    "pen_pals": 4, "cancelled": 4, "too_late": 4, "waiting": 2, "bounded": 3, "paused": 3, "terminated": 2, "retried": 3, "deployed": 5,
 }  # fmt: skip
 """How often each kind is drawn, by share."""
 
@@ -78,6 +78,11 @@ def errands(seed: int, order: Order) -> list[Errand]:
     return found
 
 
+def by_http(seed: int, order: Order) -> bool:
+    """Whether the front asks the service for this order, and not the store."""
+    return Random(f"{seed}/{order.index}/way").random() < 0.5
+
+
 def token(order: int, number: int) -> str:
     """What a signal carries, so that each can be followed."""
     return f"{order}:{number}"
@@ -88,6 +93,8 @@ def correlation(order: int) -> str:
     return f"chaos-letters-{order}"
 
 
+RELEASES = 6
+"""How many versions there are of the workflow that is deployed anew."""
 TICK = 2
 """Seconds between two firings of the schedule."""
 REASON = "called off by the front"

@@ -7,7 +7,7 @@ from typing import Any
 
 from attrs import field, frozen
 
-from flowdsl.testing.chaos.orders import REASON, Order, token
+from flowdsl.testing.chaos.orders import REASON, RELEASES, Order, token
 
 ANY: Any = object()
 """Whatever it says."""
@@ -198,12 +198,21 @@ def _retried(order: Order) -> Possibles:
     return (Possible("success", 2 * order.index, _all(order, "step", range(1)) | {order.label("again")}),)
 
 
+def _deployed(order: Order) -> Possibles:
+    """By the version it was started with: see `verdict.versions`."""
+    steps = range(order.size)
+    return tuple(
+        Possible("success", _sum(order, steps) + more, _all(order, "step", steps) | _all(order, "new", range(1, more + 1)))
+        for more in range(RELEASES)
+    )
+
+
 _PREDICTIONS = {
     "sequence": _sequence, "refused": _refused, "exhausted": _exhausted, "bug": _bug, "once": _once, "threaded": _threaded, "marks": _sequence,
     "timers": _timers, "signals": _signals, "letters": _letters, "deadline": _deadline, "silence": _silence, "children": _children,
     "keyed": _keyed, "isolated": _isolated, "beside": _beside, "saga": _saga, "inner_saga": _inner_saga, "race": _race, "loop": _loop, "fan": _fan,
     "pen_pals": _pen_pals, "cancelled": _cancelled, "too_late": _too_late, "waiting": _waiting, "bounded": _sequence, "paused": _sequence,
-    "terminated": _terminated, "retried": _retried,
+    "terminated": _terminated, "retried": _retried, "deployed": _deployed,
 }  # fmt: skip
 
 

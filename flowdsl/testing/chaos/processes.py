@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -51,8 +51,8 @@ class Child:
                     self.peak = max(self.peak, int(line.split()[1]))
 
 
-async def begin(folder: Path, name: str, module: str, arguments: Sequence[str], environment: dict[str, str]) -> Child:
-    """Starts `python -m flowdsl.testing.chaos.MODULE`; its stderr goes to a file of its own."""
+async def begin(folder: Path, name: str, module: str, arguments: Sequence[str], environment: Mapping[str, str], files: Sequence[int] = ()) -> Child:
+    """Starts `python -m flowdsl.testing.chaos.MODULE`; its stderr goes to a file of its own. `files`: open ones that it has too."""
     with (folder / f"{name}.log").open("ab") as errors:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -63,6 +63,7 @@ async def begin(folder: Path, name: str, module: str, arguments: Sequence[str], 
             stdout=asyncio.subprocess.PIPE,
             stderr=errors,
             env={**os.environ, **environment},
+            pass_fds=files,
             start_new_session=True,  # Ctrl-C is for us: we end them in order
         )
     return Child(name, process)

@@ -7,11 +7,13 @@ import json
 import random
 import shutil
 import signal
+import socket
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Generator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +32,11 @@ from flowdsl.testing.chaos.nemesis import DECK, Nemesis, Tally, Targets
 from flowdsl.testing.chaos.orders import drawn
 from flowdsl.testing.chaos.processes import Child, Links, begin, end, ready
 from flowdsl.testing.chaos.server import Postgres
-from flowdsl.testing.chaos.system import deployment
+from flowdsl.testing.chaos.system import RELEASE, deployment
 from flowdsl.testing.chaos.verdict import Trial, judged
 
+SERVES = all(find_spec(library) is not None for library in ("starlette", "uvicorn", "typed_settings"))
+"""Whether there is what the service needs; without it the front asks the store alone."""
 RATE = 17.0
 """Workflows a second that are started, unless the minutes are said."""
 OVERTIME = 20.0
@@ -111,6 +115,9 @@ class Run:
     tell: Tell
     progress: Progress = field(factory=Progress)
     _front: Child | None = None
+    _asking: int = 0
+    _service: Child | None = None
+    _closing: bool = False
     _healed: float = 0.0
     _relieved: int = 0
     _begun: float = field(factory=time.time)
@@ -121,6 +128,7 @@ class Run:
         postgres = await Postgres.start(self.folder)
         children: list[Child] = []
         crew: Crew | None = None
+        stack = ExitStack()
         try:
             await self.prepare(postgres)
             wires = self.folder / "wires"
@@ -133,14 +141,23 @@ class Run:
             environment = {
                 "FLOWDSL_DATABASE_URL": f"postgresql://postgres@/flowdsl?host={wires}",
                 ADDRESS: str(wires / "ledger"),
+                RELEASE: "1",
             }
+            listening = stack.enter_context(_listening()) if SERVES else None
             crew = Crew(self.folder, environment, self.wish.lease, self.wish.seed)
             await crew.start(self.wish.workers)
-            targets = Targets(postgres, crew, Links(proxy), lambda: self._front)
-            await self._hurt(targets, environment)
-            await self._calm(targets)
+            targets = Targets(postgres, crew, Links(proxy), lambda: self._front, lambda: self._service, lambda: self._asking)
+            upkeep = asyncio.create_task(self._serve_over_http(environment, listening))
+            try:
+                await self._hurt(targets, environment, listening)
+                await self._calm(targets)
+            finally:
+                self._closing = True
+                if self._service is not None:
+                    self._service.signal(signal.SIGTERM)
+                served = await asyncio.gather(upkeep, return_exceptions=True)
             await crew.stop()
-            wrong = [*crew.died, *(f"{child.name} ended by itself" for child in children if not child.alive)]
+            wrong = [*crew.died, *map(str, filter(None, served)), *(f"{child.name} ended by itself" for child in children if not child.alive)]
             return await self._judge(postgres, crew, wrong)
         finally:
             if crew is not None:
@@ -149,6 +166,10 @@ class Run:
                 await end(self._front, 1)
             for child in children:
                 await end(child)
+            if self._service is not None:
+                self._service.signal(signal.SIGKILL)
+                await self._service.process.wait()
+            stack.close()
             await postgres.stop()
 
     async def prepare(self, postgres: Postgres) -> None:
@@ -157,13 +178,13 @@ class Run:
 
     # Phases
 
-    async def _hurt(self, targets: Targets, environment: dict[str, str]) -> None:
+    async def _hurt(self, targets: Targets, environment: dict[str, str], listening: socket.socket | None) -> None:
         """The workload and the faults, side by side."""
         nemesis = Nemesis(targets, random.Random(f"{self.wish.seed}/nemesis"), self.wish.lease)
         self._faults = nemesis.tallies
         self.progress.phase = "chaos"
         began = time.time() + 1.0
-        serving = asyncio.create_task(self._serve(environment, began))
+        serving = asyncio.create_task(self._serve(environment, began, listening))
         watching = asyncio.create_task(self._watch(targets.postgres, nemesis))
         pause = min(0.6, max(0.3, self.wish.span / sum(DECK.values()) * 0.5))
 
@@ -186,18 +207,37 @@ class Run:
                 await end(self._front, 1)
             (self.folder / "faults.txt").write_text("\n".join(nemesis.log) + "\n")
 
-    async def _serve(self, environment: dict[str, str], began: float) -> None:
+    async def _serve(self, environment: dict[str, str], began: float, listening: socket.socket | None) -> None:
         """The front, started again as often as it is killed."""
         wish = self.wish
-        arguments = [str(self.folder), str(wish.seed), str(wish.workflows), str(began), str(wish.span)]
+        port = 0 if listening is None else listening.getsockname()[1]
+        arguments = [str(self.folder), str(wish.seed), str(wish.workflows), str(began), str(wish.span), str(port)]
         while True:
             self._front = await begin(self.folder, "front", "front", arguments, environment)
+            assert self._front.process.stdout is not None
+            async for line in self._front.process.stdout:
+                self._asking = int(line)
             code = await self._front.process.wait()
+            self._asking = 0
             if code == 0:
                 self._front = None
                 return
             if not self._front.killed:
                 raise RuntimeError(f"the front ended by itself with exit code {code}: see {self.folder / 'front.log'}")
+
+    async def _serve_over_http(self, environment: Mapping[str, str], listening: socket.socket | None) -> None:
+        """The service, started again as often as it is killed or told to stop, on one socket: who asks in between waits."""
+        if listening is None:
+            return
+        begun = 0
+        while not self._closing:
+            begun += 1
+            arguments = [str(self.wish.lease), f"{self.wish.seed}/service/{begun}", str(listening.fileno())]
+            self._service = await begin(self.folder, f"service-{begun}", "service", arguments, environment, [listening.fileno()])
+            code = await self._service.process.wait()
+            if not self._service.killed or code not in (0, -signal.SIGKILL, -signal.SIGTERM):
+                raise RuntimeError(f"{self._service.name} ended by itself with exit code {code}")
+        self._service = None
 
     async def _calm(self, targets: Targets) -> None:
         """No more faults: now everything must end."""
@@ -291,6 +331,14 @@ def _busy(rows: list[Any]) -> float:
         return 1.0
     last = max(row["ended"] or row["started"] for row in rows)
     return max(1.0, float((last - min(row["started"] for row in rows)).total_seconds()))
+
+
+@contextmanager
+def _listening() -> Generator[socket.socket]:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        bound.listen(2048)
+        yield bound
 
 
 def _folder() -> Path:

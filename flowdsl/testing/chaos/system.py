@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 from attrs import frozen
 
@@ -18,6 +20,7 @@ from flowdsl import (
     Steps,
     Success,
     TimedOut,
+    Workflow,
     all_,
     do,
     each,
@@ -43,9 +46,11 @@ from flowdsl.testing.chaos.activities import (
     mark,
     once,
 )
-from flowdsl.testing.chaos.orders import TICK, Order, correlation
+from flowdsl.testing.chaos.orders import RELEASES, TICK, Order, correlation
 
 KEY = "{kind}:{index}"
+RELEASE = "FLOWDSL_CHAOS_RELEASE"
+"""The environment variable that says which release a process is of."""
 
 
 @frozen
@@ -362,6 +367,22 @@ def retried(order: Order) -> Steps[int, Problem]:
     return first.value + second.value
 
 
+def deployed(version: int) -> Workflow[Order, int, Problem]:
+    """What each release does after all that the one before it did."""
+
+    @workflow("chaos.deployed", key=KEY, version=version)
+    def deployed(order: Order) -> Steps[int, Problem]:
+        total = 0
+        for place in range(order.size):
+            total += (yield from effect(step(order, place, pause=order.pause // 8))).value
+            yield from sleep(f"{order.pause // 2}ms")
+        for number in range(1, version):
+            total += (yield from effect(Ask(order.label(f"new{number}"), 1))).value
+        return total
+
+    return deployed
+
+
 @workflow("chaos.tick")
 def tick(order: Order) -> Steps[int, Problem]:
     """Started by the clock alone."""
@@ -369,13 +390,25 @@ def tick(order: Order) -> Steps[int, Problem]:
     return (yield from effect(Ask(order.label(here), 1))).value
 
 
-deployment = Deployment(
-    workflows=[
-        sequence, refused, exhausted, bug, at_most_once, threaded, marks, timers, signals, letters, deadline, silence, pen_pals, children, keyed,
-        isolated, beside, failing_saga, inner_saga, racing, loop, fan, cancelled, too_late, waiting, within_bounds,
-        paused, terminated, retried,
-    ],
-    bindings=BINDINGS,
-    schedules=[Schedule.every(f"{TICK}s", tick, Order(-1, "tick", 0, 0, 0), id="chaos-tick", overlap="allow", catch_up="all")],
-    migrations=[Path(__file__).parent / "tables"],
-)  # fmt: skip
+WORKFLOWS: list[Workflow[Any, Any, Any]] = [
+    sequence, refused, exhausted, bug, at_most_once, threaded, marks, timers, signals, letters, deadline, silence, pen_pals, children, keyed,
+    isolated, beside, failing_saga, inner_saga, racing, loop, fan, cancelled, too_late, waiting, within_bounds, paused, terminated, retried,
+]  # fmt: skip
+
+
+def deployment_of(release: int) -> Deployment:
+    """What runs from that release on: the new version of a workflow, and those that executions of earlier ones still have."""
+    return Deployment(
+        workflows=[*WORKFLOWS, *(deployed(version) for version in range(1, release + 1))],
+        bindings=BINDINGS,
+        schedules=[Schedule.every(f"{TICK}s", tick, Order(-1, "tick", 0, 0, 0), id="chaos-tick", overlap="allow", catch_up="all")],
+        migrations=[Path(__file__).parent / "tables"],
+    )
+
+
+def deployment_here() -> Deployment:
+    """That of the release which this process is started with."""
+    return deployment_of(int(os.environ.get(RELEASE, "1")))
+
+
+deployment = deployment_of(RELEASES)

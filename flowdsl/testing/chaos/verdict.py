@@ -255,6 +255,9 @@ def schedule(trial: Trial) -> Iterator[str]:
     yield from (f"instant {row['instant']}: {row['outcome']}" for row in evidence.firings if row["outcome"] != "started")
     if not evidence.firings:
         yield "the schedule never fired"
+    for row in evidence.schedules:  # paused since the last fault: all before that is decided on
+        if evidence.firings and row["upcoming"] != evidence.firings[-1]["instant"] + period:
+            yield f"{row['id']} goes on at {row['upcoming']}, and the last instant was {evidence.firings[-1]['instant']}"
 
 
 def mails(trial: Trial) -> Iterator[str]:
@@ -276,14 +279,27 @@ def mails(trial: Trial) -> Iterator[str]:
                     yield f"signal {token(order.index, errand.number)}: {f'answered {answer}, and LOST' if answer else 'never acknowledged'}"
 
 
+def versions(trial: Trial) -> Iterator[str]:
+    """Each did what the release does that it was started with, whoever ran it."""
+    for order in trial.orders:
+        row = trial.evidence.executions.get(trial.of_order(order) or "")
+        if order.kind != "deployed" or row is None or row["status"] != "succeeded":
+            continue
+        expected, (_, value) = predicted(order)[row["version"] - 1].value, exit_of(row)
+        if value != expected:
+            yield f"order {order.index}: of version {row['version']}, and gave {value}; expected {expected}"
+
+
 def front(trial: Trial) -> Iterator[str]:
-    """Every call was acknowledged in the end, and met no error but that the store was away."""
+    """Every call was acknowledged in the end, and met no error but that the store or the service was away; of a key one start was the first."""
     said = {one["call"] for one in trial.evidence.told if one["state"] == "ok"}
     for order in trial.orders:
         for errand in errands(trial.seed, order):
             for call in [errand.name, f"{errand.name}/again"][: 1 + errand.twice]:
                 if f"{order.index}/{call}" not in said:
                     yield f"call {order.index}/{call} ({order.kind}) was never acknowledged"
+    begun = Counter(one["call"].partition("/")[0] for one in trial.evidence.told if one.get("new"))
+    yield from (f"order {order}: {count} of its starts were answered as the first" for order, count in begun.items() if count > 1)
     for one in trial.evidence.told:
         if one["state"] == "unknown" and not one["expected"]:
             yield f"call {one['call']}: {one['error']}"
@@ -300,6 +316,7 @@ JUDGES: dict[str, Judge] = {
     "rate kept": limits,
     "schedule complete": schedule,
     "signals once": mails,
+    "each by its version": versions,
     "calls answered": front,
 }
 

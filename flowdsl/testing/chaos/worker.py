@@ -14,8 +14,8 @@ import structlog
 
 from flowdsl.errors import FlowError
 from flowdsl.postgres.store import lost
-from flowdsl.postgres.worker import Tuning, opened
-from flowdsl.testing.chaos.system import deployment
+from flowdsl.postgres.worker import Tuning, Worker, opened
+from flowdsl.testing.chaos.system import deployment_here
 
 GRACE = 3.0
 
@@ -34,32 +34,47 @@ def tuned(lease: float, chance: Random) -> Tuning:
     )
 
 
+async def begun(stack: AsyncExitStack, dsn: str, tuning: Tuning) -> Worker:
+    """A worker until the stack is closed. While Postgres is away it is begun again and again, as whoever runs workers does."""
+    while True:
+        try:
+            return await stack.enter_async_context(opened(deployment_here(), dsn, tuning))
+        except Exception as error:
+            if not (lost(error) or isinstance(error, FlowError)):
+                raise
+        await asyncio.sleep(0.2)
+
+
 async def work(dsn: str, tuning: Tuning) -> None:
     asked = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, asked.set)
     async with AsyncExitStack() as stack:
-        while not asked.is_set():
-            try:
-                await stack.enter_async_context(opened(deployment, dsn, tuning))
-            except Exception as error:
-                if not (lost(error) or isinstance(error, FlowError)):
-                    raise
-                await asyncio.sleep(0.2)  # Postgres is away just now: whoever runs workers starts them again
-            else:
-                await asked.wait()
+        beginning = asyncio.create_task(begun(stack, dsn, tuning))
+        stopped = asyncio.create_task(asked.wait())
+        await asyncio.wait([beginning, stopped], return_when=asyncio.FIRST_COMPLETED)
+        if beginning.done():
+            beginning.result()
+            await stopped
+        else:
+            beginning.cancel()
+            await asyncio.gather(beginning, return_exceptions=True)
 
 
-def _die_with_our_maker() -> None:
+def die_with_our_maker() -> None:
     sys.stdin.read()
     os._exit(3)
 
 
-def main() -> None:
+def begin_logs() -> None:
     structlog.configure(
         processors=[structlog.processors.add_log_level, structlog.processors.TimeStamper("iso"), structlog.processors.JSONRenderer()],
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
-    threading.Thread(target=_die_with_our_maker, daemon=True).start()
+
+
+def main() -> None:
+    begin_logs()
+    threading.Thread(target=die_with_our_maker, daemon=True).start()
     run = asyncio.run
     with suppress(ImportError):
         from uvloop import run
