@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
+
+from flowdsl.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -38,3 +41,31 @@ def test_links_between_pages_lead_somewhere() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.relative_to(ROOT)} links to {target}"
+
+
+NAMED = re.compile(r"(?:(?<=`)|(?<=\$ )|(?<=\./dev )|^\s*)flowdsl (?:-[-\w]+ )*([a-z][\w-]*)([^`|;&#\n]*)", re.M)
+
+
+def unknown(text: str) -> list[str]:
+    """The commands and options in it that there are not."""
+    found: list[str] = []
+    for name, rest in NAMED.findall(text):
+        command: click.Command | None = main.commands.get(name)
+        words = rest.split()
+        if isinstance(command, click.Group) and words and words[0] in command.commands:
+            command = command.commands[words[0]]
+        if command is None:
+            found.append(name)
+        elif name not in ("bench", "demo"):  # which hand on what they are given
+            options = {"-h", "--help", *(one for each in command.params for one in (*each.opts, *each.secondary_opts))}
+            found += [f"{name} {one}" for one in re.findall(r"(?<![\w-])--?[a-z][\w-]*", rest) if one not in options]
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_each_command_and_option_that_is_named_exists(page: Path) -> None:
+    assert unknown(page.read_text(encoding="utf-8")) == []
+
+
+def test_what_does_not_exist_is_found() -> None:
+    assert unknown("Run `flowdsl dance`, `flowdsl chaos --gently`,\n    $ flowdsl dead list --fast") == ["dance", "chaos --gently", "dead --fast"]

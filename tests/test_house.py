@@ -332,6 +332,7 @@ def loose_pins(text: str) -> list[str]:
     return [f"constraints.txt:{number}: {line}" for number, line in enumerate(text.splitlines(), 1) if not pin.fullmatch(line)]
 
 
+@pytest.mark.shows("S4.13")
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_the_code_keeps(rule: Rule) -> None:
     found = findings(ROOT, rule)

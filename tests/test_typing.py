@@ -47,6 +47,7 @@ def refused_by_pyright(*paths: Path) -> set[tuple[str, int]]:
     return {(Path(one["file"]).name, one["range"]["start"]["line"] + 1) for one in found}
 
 
+@pytest.mark.shows("S4.66", "S2.5")
 @pytest.mark.parametrize("checker", [mypy, pyright], ids=lambda checker: checker.__name__)
 def test_the_checker_agrees(checker: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     done = checker(FILES)

@@ -96,7 +96,7 @@ def test_what_an_extra_brings_is_named_with_the_extra(command: str, library: str
     code = f"import sys; sys.modules[{library!r}] = None; from flowdsl.cli import main; main([{command!r}, 'shop:deployment'])"
     (tmp_path / "shop.py").write_text("from flowdsl import Deployment\ndeployment = Deployment([])\n")
     variables = {**os.environ, "FLOWDSL_DATABASE_URL": "postgresql://nobody@127.0.0.1:1/none"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (2, f"flowdsl: {library} is not installed: pip install 'flowdsl[service]'\n")
 
 

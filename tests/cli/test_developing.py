@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import pytest
 
 SHOP = """
 from typing import Never
@@ -100,6 +101,7 @@ def status(address: str, id: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.shows("S0.35")
 def test_an_edit_is_taken_up_and_what_runs_goes_on(tmp_path: Path, database: str) -> None:
     opened = tmp_path / "opened"
     (tmp_path / "browser").write_text(f'#!/bin/sh\necho "$1" >> {opened}\n')
@@ -128,6 +130,44 @@ def test_an_edit_is_taken_up_and_what_runs_goes_on(tmp_path: Path, database: str
         dev.process.send_signal(signal.SIGINT)
         assert dev.process.wait(60) == 0
     assert [line.rpartition(":")[0] for line in opened.read_text().splitlines()] == ["http://127.0.0.1"], "opened once, not at each reload"
+
+
+class Asking:
+    """Somebody who asks and asks, each time on a connection of its own; `failures`: what was no answer."""
+
+    def __init__(self, address: str) -> None:
+        self.address, self.answered, self.failures = address, 0, list[str]()
+        self._enough = threading.Event()
+        self._thread = threading.Thread(target=self._ask)
+
+    def _ask(self) -> None:
+        while not self._enough.is_set():
+            try:
+                assert httpx2.get(f"{self.address.removesuffix('/api/v1')}/health", timeout=60).status_code == 200
+                self.answered += 1
+            except Exception as error:
+                self.failures.append(f"{type(error).__name__}: {error}")
+
+    def __enter__(self) -> Asking:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._enough.set()
+        self._thread.join()
+
+
+def test_who_asks_during_a_reload_waits(tmp_path: Path, database: str) -> None:
+    with developed(tmp_path, database) as dev:
+        address = dev.listens()
+        with Asking(address) as one, Asking(address) as other:
+            dev.edit('f"old ', 'f"new ')
+            dev.says("begins anew")
+            assert dev.listens() == address
+            answered = one.answered, other.answered
+            eventually(lambda: one.answered > answered[0] and other.answered > answered[1])
+        assert one.failures + other.failures == []
+        assert min(answered) > 0
 
 
 def test_code_that_is_broken_from_the_beginning_is_waited_for(tmp_path: Path, database: str) -> None:

@@ -19,14 +19,14 @@ LONG = pytest.mark.skipif(not os.environ.get("FLOWDSL_LONG"), reason="the long f
 
 
 def new(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "flowdsl", "new", *arguments], cwd=folder, capture_output=True, text=True, timeout=60)
+    return subprocess.run([sys.executable, "-m", "flowdsl", "new", *arguments], cwd=folder, capture_output=True, text=True, timeout=120)
 
 
 def run(folder: Path, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """As in a newcomer's shell: their own variables, and none of ours."""
     ours = re.compile(r"VIRTUAL_ENV|PYTHON|PYTEST|FLOWDSL_(?!UNSAFE)|CI$|OUTSIDE")
     kept = {name: value for name, value in os.environ.items() if not ours.match(name)}
-    return subprocess.run(command, cwd=folder, env={**kept, **environment}, capture_output=True, text=True, timeout=110)
+    return subprocess.run(command, cwd=folder, env={**kept, **environment}, capture_output=True, text=True, timeout=250)
 
 
 @pytest.fixture(scope="module")
@@ -209,6 +209,7 @@ def test_the_usage_of_its_script(shop: Path) -> None:
 
 
 @LONG
+@pytest.mark.shows("S1.132")
 @pytest.mark.timeout(400)
 def test_the_same_with_only_the_wheel(tmp_path: Path, database: str) -> None:
     """The wheel in an environment of its own, and the project's in another one: nothing of ours is on the path by accident."""

@@ -14,7 +14,8 @@ from flowdsl import Activity, Deployment, Workflow, this_attempt
 from flowdsl.activation import OPEN
 from flowdsl.flow import Exit, Signal
 from flowdsl.journal import SUCCESS, Entry
-from flowdsl.memory import Memory, _Kept, public_status
+from flowdsl.memory import Memory, _Kept
+from flowdsl.operating import public_status
 from tests.conformance.world import SOON, Row, World
 
 ENOUGH = 20_000

@@ -14,7 +14,7 @@ from flowdsl.codec import codec
 from flowdsl.errors import Rejected
 from flowdsl.flow import Exit, Signal
 from flowdsl.journal import Entry, codecs_of, decode_exit
-from flowdsl.memory import public_status
+from flowdsl.operating import public_status
 from flowdsl.postgres.committer import Commit, Fate
 from flowdsl.postgres.operating import Operator
 from flowdsl.postgres.store import NewStart, Store
@@ -25,7 +25,7 @@ from tests.postgres.invariants import check, of_journal
 from tests.postgres.scene import eventually
 
 BRISK = Tuning(lease=5.0, poll=0.05, linger=0.02, grace=0.3, look=0.5, transactions=2, threads=2, warm=0)
-PATIENCE = 6.0
+PATIENCE = 60.0
 ENDED = ("succeeded", "failed", "cancelled")
 
 

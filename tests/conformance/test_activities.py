@@ -42,6 +42,7 @@ def attempted(name: str) -> Steps[str, Never]:
             return f"refused: {refused.why}"
 
 
+@pytest.mark.shows("S4.34")
 async def test_answers_flow_from_step_to_step(world: World) -> None:
     await world.deploy(two)
     world.does(plain, lambda name: Success(name + "!"))
@@ -170,6 +171,7 @@ async def test_at_most_once_a_crash_before_the_intent_changes_nothing(world: Wor
     assert world.count(once) == 1 and world.deaths == 1
 
 
+@pytest.mark.shows("S4.70")
 async def test_a_crash_before_an_answer_is_recorded_runs_the_activity_again_with_the_same_key(world: World) -> None:
     await world.deploy(two)
     world.dies(before=2)
@@ -179,6 +181,7 @@ async def test_a_crash_before_an_answer_is_recorded_runs_the_activity_again_with
     assert [entry.kind == INTERRUPTED for entry in await world.journal(id)] == [False, True, False]
 
 
+@pytest.mark.shows("S4.55", "S4.70")
 async def test_a_crash_after_an_answer_is_recorded_does_not_run_it_again(world: World) -> None:
     await world.deploy(two)
     world.dies(after=1)
@@ -187,6 +190,7 @@ async def test_a_crash_after_an_answer_is_recorded_does_not_run_it_again(world: 
     assert world.requests(plain).count("a") == 1 and world.deaths == 1
 
 
+@pytest.mark.shows("S4.42", "S4.61")
 async def test_writes_of_a_transactional_activity_come_with_its_success(world: World) -> None:
     await world.deploy(one_mark)
     assert await world.run(one_mark, "a") == Success("a")

@@ -55,6 +55,14 @@ def cleans_long(name: str) -> Steps[int, Refused]:
     return (yield from news.receive().ensure(finalizer))
 
 
+@workflow("x.cleans_told")
+def cleans_told(name: str) -> Steps[int, Refused]:
+    def finalizer(_: Any) -> Any:
+        return sure("begin").then(lambda _: other.receive()).then(lambda _: sure("end"))
+
+    return (yield from news.receive().ensure(finalizer))
+
+
 @workflow("x.masked")
 def holds(name: str) -> Steps[str, Refused]:
     first = yield from masked(other.receive().then(lambda number: sure(str(number))))
@@ -118,12 +126,13 @@ async def test_twice_is_once_and_the_first_reason_counts(world: World) -> None:
 
 
 async def test_a_second_wish_while_finalizers_run_changes_nothing(world: World) -> None:
-    await world.deploy(cleans_long)
-    id = await world.start(cleans_long, "a")
+    await world.deploy(cleans_told)
+    id = await world.start(cleans_told, "a")
     await world.settle()
     await world.cancel(id, "first")
     await world.called(sure)
     await world.cancel(id, "second")
+    await world.signal(id, other, 1)
     assert await world.exit(id) == Cancelled("first")
     assert world.requests(sure) == ["begin", "end"]
     assert len([entry for entry in await world.journal(id) if entry.kind == CANCEL]) == 1

@@ -227,6 +227,7 @@ async def test_isolated_its_termination_is_a_value(world: World) -> None:
     assert world.calls == [], "no finalizer runs"
 
 
+@pytest.mark.shows("S3.4")
 async def test_several_go_through_a_window(world: World) -> None:
     await world.deploy(window)
     id = await world.start(window, 7)
@@ -234,6 +235,7 @@ async def test_several_go_through_a_window(world: World) -> None:
     assert len(await world.children(id)) == 7
 
 
+@pytest.mark.shows("S3.4")
 async def test_many_are_started_at_once(world: World) -> None:
     await world.deploy(many)
     assert await world.run(many, 60) == Success(60)
@@ -343,11 +345,13 @@ async def test_it_may_be_cancelled_by_its_handle_and_twice_is_once(world: World)
     assert world.requests(sure) == ["a over"]
 
 
+@pytest.mark.shows("S3.2")
 async def test_children_have_children(world: World) -> None:
     await world.deploy(grandparent)
     assert await world.run(grandparent, "a") == Success("grandparent of a")
 
 
+@pytest.mark.shows("S3.1")
 async def test_a_child_knows_its_parent_and_the_handle_knows_the_child(world: World) -> None:
     await world.deploy(asks_who)
     id = await world.start(asks_who, "a", tenant="acme")

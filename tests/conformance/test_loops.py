@@ -175,6 +175,7 @@ async def test_each_round_draws_ids_of_its_own(world: World) -> None:
     assert isinstance(exit, Success) and len(set(exit.unwrap())) == 4
 
 
+@pytest.mark.shows("S4.62")
 async def test_steps_of_rounds_have_keys_of_their_own(world: World) -> None:
     await world.deploy(walk)
     await world.run(walk, 5)

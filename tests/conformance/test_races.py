@@ -154,7 +154,7 @@ async def test_a_late_answer_of_the_loser_goes_nowhere(world: World) -> None:
         return first
 
     async def slow(name: str) -> Any:
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(2)  # far behind the timer, also on a machine that stands still for a moment
         return Success(name)
 
     await world.deploy(late_loser)

@@ -100,6 +100,7 @@ async def test_a_failure_that_the_policy_picks_is_tried_again(world: World) -> N
     assert [call.number for call in world.calls] == [1, 2, 3]
 
 
+@pytest.mark.shows("S4.58")
 async def test_when_the_attempts_are_used_up_the_last_failure_counts(world: World) -> None:
     await world.deploy(every_kind)
     world.answers(act, NO, NO, Failure(Refused("still no")), Success("too late"))
@@ -144,6 +145,7 @@ async def test_defects_are_tried_again_whatever_the_policy_picks(world: World) -
     assert await world.run(one_sure, "a") == Success("up again")
 
 
+@pytest.mark.shows("S1.10", "S1.120", "S4.57")
 @pytest.mark.parametrize(("kind", "expected"), [("grows", (10, 20, 35, 35)), ("climbs", (10, 20, 30)), ("act", (10, 10))])
 async def test_the_wait_between_attempts_is_the_policys_and_is_recorded(world: World, kind: str, expected: tuple[int, ...]) -> None:
     await world.deploy(every_kind)
@@ -187,6 +189,7 @@ async def test_a_wish_to_be_asked_sooner_than_the_policy_says_is_not_followed(wo
     assert await pauses(world, id) == ms(10)
 
 
+@pytest.mark.shows("S4.58")
 async def test_a_call_may_have_another_policy_than_its_contract(world: World) -> None:
     await world.deploy(with_more)
     world.answers(plain, NO, NO, NO, NO, NO, Success("sixth"))

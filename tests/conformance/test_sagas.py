@@ -110,6 +110,7 @@ def failing(world: World) -> None:
     world.does(undo, lambda _: Success(None))
 
 
+@pytest.mark.shows("S1.10", "S1.18", "S1.121")
 async def test_undos_run_last_first_when_it_fails(world: World) -> None:
     await world.deploy(three)
     failing(world)

@@ -238,6 +238,7 @@ async def test_one_that_comes_after_a_lost_race_is_for_the_next_wait(world: Worl
     assert await world.exit(id) == Success([-1, 8])
 
 
+@pytest.mark.shows("S2.60")
 @pytest.mark.parametrize("first", ["news", "word"])
 async def test_any_of_several(world: World, first: str) -> None:
     await world.deploy(any_of)

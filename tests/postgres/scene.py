@@ -18,7 +18,7 @@ from flowdsl.postgres.committer import Commit
 
 T = TypeVar("T")
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 def an_id(number: int = 0) -> str:

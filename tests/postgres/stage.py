@@ -20,7 +20,7 @@ from flowdsl.postgres.worker import Tuning, Worker, new_id
 from tests.postgres.invariants import check
 from tests.postgres.scene import eventually
 
-BRISK = Tuning(lease=3.0, poll=0.05, linger=0.05, grace=3.0, look=0.2)
+BRISK = Tuning(lease=10.0, poll=0.05, linger=0.05, grace=3.0, look=0.2)
 ENDED = ("succeeded", "failed", "cancelled")
 
 

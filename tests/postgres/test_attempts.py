@@ -263,8 +263,10 @@ class TestTheWait:
             await dying.dead.wait()
         async with stage.worker(deployment=deployment) as worker:
             assert await worker.wait(id) == Success("done")
-        first, last = await stage.journal(id)
+        first, *between, last = await stage.journal(id)
         assert (first.kind, last.kind) == (INTERRUPTED if when == "before" else ATTEMPT, SUCCESS)
+        # A machine so slow that the wait was over at the take-over: nobody knows that the second was not made, so it counts as made.
+        assert [entry.kind for entry in between] in ([], [INTERRUPTED] if when == "after" else [])
         if when == "after":
             assert last.at - first.at >= timedelta(milliseconds=400)
 
@@ -292,6 +294,12 @@ class TestTheWait:
         assert await kinds(stage, id) == [BUG]
 
 
+async def earlier(stage: Stage, id: str, span: timedelta) -> None:
+    """As if all of it had been so much earlier: nobody has to wait until the time is over."""
+    await stage.watcher.execute("update flowdsl.executions set started = started - $2::interval, wake = wake - $2::interval where id = $1", id, span)
+    await stage.watcher.execute("update flowdsl.journal set at = at - $2::interval where execution = $1", id, span)
+
+
 class TestTheTimeOfAllAttempts:
     async def test_counts_from_the_first_over_a_take_over(self, stage: Stage) -> None:
         """Derived from the journal alone: the second worker knows when the first began."""
@@ -301,16 +309,18 @@ class TestTheTimeOfAllAttempts:
             numbers.append(this_attempt().number)
             await asyncio.Event().wait()
 
-        deployment = deployed(stage, calls_with(schedule_to_close="500ms", retry=Retry.constant("1ms")), hangs)
+        deployment = deployed(stage, calls_with(schedule_to_close="1h", retry=Retry.constant("1ms")), hangs)
         async with mortal(stage, deployment) as dying:
             id = await dying.start(deployment.workflow("calls"), "a")
             await eventually(lambda: len(numbers) == 1, "it runs")
+        await earlier(stage, id, timedelta(hours=1) - timedelta(seconds=3))
         async with stage.worker(deployment=deployment) as worker:
-            assert await worker.wait(id) == Failure(TimedOut("500ms"))
+            assert await worker.wait(id) == Failure(TimedOut("1h"))
         row = await stage.row(id)
         first, last = await stage.journal(id)
         assert (first.kind, last.kind) == (INTERRUPTED, FAILURE)
-        assert last.at - row["started"] >= timedelta(milliseconds=500)
+        doubt = timedelta(milliseconds=100)  # a worker knows the store's time only so well
+        assert timedelta(hours=1) - doubt <= last.at - row["started"] < timedelta(hours=1, minutes=2)
         assert numbers == [1, 2]
 
     async def test_is_over_for_who_comes_too_late(self, stage: Stage) -> None:
@@ -321,13 +331,14 @@ class TestTheTimeOfAllAttempts:
             numbers.append(this_attempt().number)
             return Failure(Refused("no"))
 
-        deployment = deployed(stage, calls_with(schedule_to_close="400ms", retry=Retry.constant("200ms", on=(Refused,))), fails)
+        deployment = deployed(stage, calls_with(schedule_to_close="1h", retry=Retry.constant("200ms", on=(Refused,))), fails)
         async with mortal(stage, deployment, at_entry(ATTEMPT, "after")) as dying:
             id = await dying.start(deployment.workflow("calls"), "a")
             await dying.dead.wait()
-        await stage.watcher.execute("select pg_sleep(0.5)")
+        await stage.watcher.execute("select pg_sleep(0.3)")
+        await earlier(stage, id, timedelta(hours=1))
         async with stage.worker(deployment=deployment) as worker:
-            assert await worker.wait(id) == Failure(TimedOut("400ms"))
+            assert await worker.wait(id) == Failure(TimedOut("1h"))
         assert numbers == [1]
 
     async def test_is_over_too_for_what_was_cut_short(self, stage: Stage) -> None:
@@ -337,12 +348,11 @@ class TestTheTimeOfAllAttempts:
             numbers.append(this_attempt().number)
             await asyncio.Event().wait()
 
-        deployment = deployed(stage, calls_with(schedule_to_close="300ms"), hangs)
+        deployment = deployed(stage, calls_with(schedule_to_close="1h"), hangs)
         async with mortal(stage, deployment) as dying:
             id = await dying.start(deployment.workflow("calls"), "a")
             await eventually(lambda: len(numbers) == 1, "it runs")
-            dying.die()
-            await stage.watcher.execute("select pg_sleep(0.4)")
+        await earlier(stage, id, timedelta(hours=1))
         async with stage.worker(deployment=deployment) as worker:
             exit = await worker.wait(id)
         assert isinstance(exit, Defect) and "its schedule_to_close is over" in exit.message
@@ -713,7 +723,7 @@ class TestThreads:
             async with stage.worker(deployment=deployment, threads=2) as spent:
                 id = await spent.start(in_threads, ["stuck"])
                 assert await spent.wait(id) == Failure(TimedOut("50ms"))
-                await asyncio.wait_for(spent.spent.wait(), 20)
+                await asyncio.wait_for(spent.spent.wait(), 60)
                 await eventually(lambda: not spent.residents, "it has let go of everything")
                 ids = [await spent.start(in_threads, ["a", "b"]) for _ in range(3)]
                 assert await spent.intake.claim() is False
@@ -742,9 +752,9 @@ class TestTheLoop:
                 assert await worker.wait(execution) == Success("a")
                 assert worker.id == id
                 await eventually(lambda: any(log["event"] == "loop.free_again" for log in logs), "it is free again")
-        (named,) = [log for log in logs if log["event"] == "loop.blocked"]
+        # On a machine that stands still for a moment, others are named beside it.
+        (named,) = [log for log in logs if log["event"] == "loop.blocked" and log["task"] == f"call {execution}/0"]
         assert named["where"].startswith("test_attempts.py:") and "in blocks" in named["where"]
-        assert named["task"] == f"call {execution}/0"
 
     async def test_past_its_lease_the_worker_fences_itself(self, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
         """A loop that never comes round would keep for ever what it has: so the heart stops."""

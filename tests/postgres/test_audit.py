@@ -417,6 +417,7 @@ def evolve_cause(commit: Any, cause: str) -> Any:
     return commit
 
 
+@pytest.mark.shows("S1.141")
 async def test_starts_and_ends_are_audited_when_asked_for(scene: Scene, store: Store) -> None:
     worker = await scene.worker()
     before = await start(scene.watcher, "before")

@@ -34,7 +34,7 @@ from flowdsl import (
     bind,
     each,
     race,
-    sleep,
+    signal,
     workflow,
 )
 from flowdsl.budget import TICK, Rate
@@ -308,6 +308,7 @@ class TestTurns:
 
 # Workers
 
+over = signal("over", int)
 at_once = Concurrency("at once", 3)
 one_by_one = Concurrency("one by one", 1)
 
@@ -329,7 +330,7 @@ def counted(name: str) -> Result[str, Never]: ...
 def in_line(name: str) -> Result[str, Never]: ...
 
 
-@activity("budgets.hasty", budget=(one_by_one,), timeout="300ms", retry=Retry.constant("10ms", attempts=1))
+@activity("budgets.hasty", budget=(one_by_one,), timeout="1s", retry=Retry.constant("10ms", attempts=1))
 def hasty(name: str) -> Result[str, TimedOut]: ...
 
 
@@ -394,7 +395,7 @@ def refusing(name: str) -> Steps[str, Busy]:
 
 @workflow("budgets.racing")
 def racing(name: str) -> Steps[str, Never]:
-    won = yield from race(in_line(name), sleep("100ms").map(lambda _: "time"))
+    won = yield from race(in_line(name), over.receive().map(lambda _: "time"))
     return won
 
 
@@ -546,7 +547,7 @@ class TestWorkers:
         await house.began("first")
         (id,) = await house.start(worker, hastily, "hasty")
         await house.queued(worker, 1)
-        await asyncio.sleep(0.4)  # longer than its timeout
+        await asyncio.sleep(1.1)  # longer than its timeout
         house.gates["first"].set()
         assert await worker.wait(id) == Success("hasty")
         await worker.stop()
@@ -571,6 +572,7 @@ class TestWorkers:
         (lost,) = await house.start(worker, racing, "loser")
         (cancelled,) = await house.start(worker, waiting, "cancelled")
         await house.queued(worker, 2)
+        await worker.store.send("default", lost, "signal", "over", b"1", new_id())
         assert await worker.wait(lost) == Success("time")
         await worker.store.send("default", cancelled, "cancel", "", b'"asked to"', new_id())
         assert isinstance(await worker.wait(cancelled), Cancelled)
@@ -658,7 +660,7 @@ class TestWorkers:
         ids = await house.start(worker, waiting, *names)
         await eventually(lambda: len(worker.budgets) >= 10, "they wait")
         (other,) = await house.start(worker, counting, "other")
-        assert await asyncio.wait_for(worker.wait(other), 30) == Success("other")
+        assert await asyncio.wait_for(worker.wait(other), 60) == Success("other")
         assert house.begun == ["first", "other"]
         (told,) = await house.watcher.fetch(
             "select count(*) as n from flowdsl.executions where status = 'suspended' and wake is not null and owner is null"
@@ -785,7 +787,7 @@ class TestFaults:
                 proxy.swallow_once(draws)
                 before = proxy.swallowed
                 (id,) = await house.start(worker, waiting, f"lost{number}")
-                assert await asyncio.wait_for(worker.wait(id), 30) == Success(f"lost{number}")
+                assert await asyncio.wait_for(worker.wait(id), 60) == Success(f"lost{number}")
                 await eventually(lambda before=before: proxy.swallowed > before, "an answer was lost")
             await house.no_slots()
             assert Counter(house.begun) == {"before": 1, "lost0": 1, "lost1": 1, "lost2": 1}
@@ -815,7 +817,7 @@ class TestFaults:
         await house.watcher.execute("insert into flowdsl.slots (worker, ticket, name, scope) values ($1, 4711, 'one by one', '')", worker.id)
         worker.budgets._doubtful = True
         (id,) = await house.start(worker, waiting, "two")
-        assert await asyncio.wait_for(worker.wait(id), 30) == Success("two")
+        assert await asyncio.wait_for(worker.wait(id), 60) == Success("two")
         await house.no_slots()
         await worker.stop()
 
@@ -877,16 +879,16 @@ async def test_the_slots_of_a_killed_process_are_free_once_its_lease_is_over(dat
     async with await Store.open(database) as store:
         await store.start([NewStart(new_id(), "default", "killed.holding", 1, "", None, "join", str(n).encode()) for n in range(6)])
         try:
-            await eventually(lambda: len(calls()) == 2, "two began", 30)
+            await eventually(lambda: len(calls()) == 2, "two began", 60)
             processes.append(spawn())
 
             async def waits() -> bool:
                 return bool(await watcher.fetchval("select count(*) from flowdsl.workers where not gone") == 2)
 
-            await eventually(waits, "the other is there", 30)
+            await eventually(waits, "the other is there", 60)
             processes[0].kill()
             processes[0].wait()
-            await eventually(lambda: len(calls()) == 4, "two more began once the dead one's lease was over", 30)
+            await eventually(lambda: len(calls()) == 4, "two more began once the dead one's lease was over", 60)
             assert await watcher.fetchval("select count(*) from flowdsl.workers where gone") == 1, "and not before"
             held = await watcher.fetchval("select count(*) from flowdsl.slots s join flowdsl.workers w on w.id = s.worker where not w.gone")
             assert held == 2
@@ -895,7 +897,7 @@ async def test_the_slots_of_a_killed_process_are_free_once_its_lease_is_over(dat
             async def all_ended() -> bool:
                 return bool(await watcher.fetchval("select count(*) from flowdsl.executions where status = 'succeeded'") == 6)
 
-            await eventually(all_ended, "all ended", 30)
+            await eventually(all_ended, "all ended", 60)
             assert sorted(Counter(number for _, number in calls()).values()) == [1, 1, 1, 1, 2, 2], "only what the dead one ran has run twice"
         finally:
             for process in processes:

@@ -59,7 +59,7 @@ def _holder(folder: Path, **more: object) -> subprocess.Popen[str]:
 
 
 def _gone(pid: int) -> bool:
-    for _ in range(200):
+    for _ in range(1200):
         stat = Path(f"/proc/{pid}/stat")
         if not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z":
             return True
@@ -147,9 +147,9 @@ async def test_a_killed_postmaster_is_started_again_with_its_data(state: Path) -
 
 def test_a_process_killed_during_the_first_start_leaves_nothing_half_made(state: Path) -> None:
     holder = _holder(state)
-    for _ in range(400):
-        if list(state.rglob("half-data-*")):
-            break
+    until = time.monotonic() + 60
+    while not list(state.rglob("half-data-*")):
+        assert time.monotonic() < until and holder.poll() is None, "it was never seen half made"
         time.sleep(0.005)
     holder.kill()
     holder.wait()

@@ -86,7 +86,7 @@ class TestWithoutThePoll:
             id = await worker.start(waits, "")
             await eventually(lambda: id in worker.residents, "it is in memory")
             await other.store.send("default", id, "signal", "news", b"7", new_id())
-            assert await asyncio.wait_for(worker.wait(id), 30) == Success(7)
+            assert await asyncio.wait_for(worker.wait(id), 60) == Success(7)
 
     async def test_many_signals_at_once(self, stage: Stage) -> None:
         async with stage.worker(waits, **NEVER) as worker, outside(stage) as store:
@@ -114,7 +114,7 @@ class TestWithoutThePoll:
 
     async def test_a_timer_needs_no_hint(self, stage: Stage) -> None:
         async with stage.worker(naps, **NEVER) as worker:
-            assert await asyncio.wait_for(worker.wait(await worker.start(naps, "300ms")), 30) == Success("awake")
+            assert await asyncio.wait_for(worker.wait(await worker.start(naps, "300ms")), 60) == Success("awake")
 
 
 class TestLost:

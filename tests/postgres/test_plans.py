@@ -42,10 +42,11 @@ from flowdsl import (
     this_attempt,
     workflow,
 )
-from flowdsl.postgres import keys, looking, scheduling, webhooks
+from flowdsl.postgres import compat, keys, looking, scheduling, webhooks
 from flowdsl.postgres.looking import Place, Sought
 from flowdsl.postgres.operating import Operator
 from flowdsl.postgres.store import NewStart, Store
+from flowdsl.postgres.tenants import of_tenant
 from flowdsl.postgres.worker import Tuning, Worker, new_id
 from tests.bench.growth_rows import fill
 from tests.postgres.plans import Plans, Ran, explained
@@ -229,21 +230,26 @@ async def _taken(watcher: Any, worker: str) -> bool:
 
 
 async def looked(store: Store, parent: str) -> None:
-    """What the service and the command line look at, of a tenant that has much and one that has nothing."""
+    """What the service and the command line look at, of a tenant that has much and one that has nothing; each as the owner, and as that tenant."""
     old = datetime.now(UTC) - timedelta(days=15)
-    for tenant in ("default", "nobody"):
+    views = [(tenant, view) for tenant in ("default", "nobody") for view in (store, of_tenant(store, tenant))]
+    for tenant, view in views:
         for sought in (
             Sought(), Sought(workflow="bench.sequence"), Sought(ended=True), Sought(since=old), Sought(until=old), Sought(parent=parent),
             Sought(text=parent), Sought(since=old, workflow="made.1"), *(Sought(status=status) for status in ("running", "suspended", "blocked", "succeeded", "failed", "cancelled")),
         ):  # fmt: skip
-            page = await looking.executions(store, tenant, sought, limit=20)
+            page = await looking.executions(view, tenant, sought, limit=20)
             if page and sought.text is None:  # what is looked for in texts is looked for in all there is
-                await looking.executions(store, tenant, sought, after=Place(page[-1].started, page[-1].id), limit=20)
-        await store.dead(tenant, None, 20)
-        await looking.audited(store, tenant, limit=20)
-        await looking.audited(store, tenant, execution=parent, limit=20)
-        await store.unmatched(tenant, 20)
-        await webhooks.received(store, tenant, limit=20)
+                await looking.executions(view, tenant, sought, after=Place(page[-1].started, page[-1].id), limit=20)
+        await view.dead(tenant, None, 20)
+        await looking.audited(view, tenant, limit=20)
+        await looking.audited(view, tenant, execution=parent, limit=20)
+        await view.unmatched(tenant, 20)
+        await webhooks.received(view, tenant, limit=20)
+        await looking.entries(view, tenant, parent)
+        await view.existing(tenant, "bench.sequence", "", ["key-30", "nobody"])
+        await scheduling.listed(view, tenant=tenant)
+    await as_a_tenant(of_tenant(store, "default"), parent)
     for status in (None, "running", "blocked"):
         await store.list(status=status, limit=20)
     await store.list(parent=parent, limit=20)
@@ -260,6 +266,27 @@ async def looked(store: Store, parent: str) -> None:
     await webhooks.act(store, ["plans"], seen)
     _, plain = await keys.make(store, "default", "viewer", "plans")
     await keys.recognized(store, plain)
+
+
+async def as_a_tenant(store: Store, parent: str) -> None:
+    """What the service asks, and does, of one execution."""
+    await looking.execution(store, "default", parent)
+    await looking.request_of(store, "default", parent)
+    await store.by_key("default", "bench.sequence", "key-30")
+    await store.correlation_keys(parent)
+    one, other = (NewStart(new_id(), "default", waits.name, 1, "", key, "join", b'"by a tenant"') for key in (None, new_id()))
+    for _ in range(2):
+        await store.start([one, other])
+    for to, name in ((one.id, news.name), ("a tenant's", keyed.name)):
+        for _ in range(2):
+            await store.send("default", to, "signal", name, b"1", one.id)
+    for change in (scheduling.pause, scheduling.resume, scheduling.trigger):
+        await change(store, "plans.daily", by="a tenant", tenant="default")
+    operator = Operator(store, deployment(), by="a tenant")
+    await operator.pause(one.id)
+    await operator.terminate(one.id)
+    await operator.cancel(other.id)
+    await operator.dead(workflow="plans.known", limit=10)
 
 
 async def operated(store: Store, ended: str, key: str) -> None:
@@ -280,6 +307,7 @@ def judged(plans: Plans) -> list[Ran]:
     return list({(ran.where, ran.query): ran for ran in found}.values())
 
 
+@pytest.mark.shows("S3.34")
 async def test_what_has_ended_is_never_read(watcher: Any, database: str) -> None:
     async with explained(database) as plans:
         await live(database, watcher)
@@ -290,8 +318,19 @@ async def test_what_has_ended_is_never_read(watcher: Any, database: str) -> None
     wrong = {f"{what}: {ran}" for what, found in (("stale statistics", stale), ("fresh statistics", judged(plans))) for ran in found}
     assert not wrong, f"{len(wrong)} statements\n" + "\n\n".join(sorted(wrong))
     ran = {one.where.split("(")[0] for one in plans.ran} | {one.query for one in plans.ran}
+    assert any("set_config('role'" in what for what in ran), "nothing ran as a tenant"
     for function in ("commit", "append", "claim", "fair", "start", "begin", "send", "register", "look", "take_over", "fire", "draw", "intervene"):
         assert any(f"flowdsl.{function}" in what for what in ran), f"flowdsl.{function} did not run: nothing is known of its plans"
+
+
+async def test_what_is_compared_with_new_code_is_what_is_open(watcher: Any, database: str) -> None:
+    async with explained(database) as plans, await Store.open(database) as store:
+        for what in ("stale statistics", "fresh statistics"):
+            plans.ran.clear()
+            assert [one async for one in compat.compared(store, deployment(), workflow="plans.leaf")] == []
+            assert plans.ran and not any(ran.whole for ran in plans.ran), f"{what}: {plans.ran[-1]}"
+            assert max(ran.rows for ran in plans.ran) <= SUSPENDED + MOST_ROWS, f"{what}: {plans.ran[-1]}"
+            await watcher.execute("vacuum analyze")
 
 
 async def test_it_is_told_of_a_statement_that_reads_all(watcher: Any, database: str) -> None:
@@ -305,5 +344,9 @@ async def test_it_is_told_of_a_statement_that_reads_all(watcher: Any, database: 
         )
         await store.again("select public.reads()")
         found = judged(plans)
+        plans.ran.clear()
+        await of_tenant(store, "default").again("select count(*) from flowdsl.executions where cause = 'none'")
+        of_a_tenant = judged(plans)
     assert len(found) == 3 and found[-1].where.startswith("PL/pgSQL function")
+    assert len(of_a_tenant) == 1
     assert found[0].whole == {"executions"} and found[0].rows == FINISHED + SUSPENDED

@@ -152,7 +152,7 @@ class TestWorking:
                 await stage.watcher.execute("select 1 from flowdsl.executions where id = $1 for update", held)
                 stage.open_gate("child a")
                 await eventually(lambda: worker.committer.has(held), "its turn is under way")
-                assert await asyncio.wait_for(worker.wait(await worker.start(child, "b")), 30) == Success("child b")
+                assert await asyncio.wait_for(worker.wait(await worker.start(child, "b")), 60) == Success("child b")
             assert await worker.wait(held) == Success("child a")
 
     async def test_the_tables_are_made_through_it(self, server: str, address: str, stage: Stage) -> None:

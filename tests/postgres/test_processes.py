@@ -105,7 +105,7 @@ async def crew(database: str, tmp_path: Path) -> AsyncIterator[Crew]:
                     os.kill(process.pid, signal.SIGCONT)
                     process.terminate()
             for process in crew.processes:
-                process.wait(30)
+                process.wait(60)
         async with store.connection() as connection:
             assert await check(connection, deployment) == []
 

@@ -18,6 +18,7 @@ from attrs import frozen
 from flowdsl import Deployment, Result, Schedule, Steps, Success, activity, bind, execution, scheduled_for, workflow
 from flowdsl.codec import NotJournalable
 from flowdsl.errors import NotFound, StoreError
+from flowdsl.policy import duration
 from flowdsl.postgres import schedules
 from flowdsl.postgres.schedules import Fired, Lookout, register
 from flowdsl.postgres.scheduling import backfill, listed, pause, resume, trigger
@@ -63,8 +64,18 @@ def deploy(*many: Schedule, workflows: Sequence[Any] = (nightly,)) -> Deployment
     return Deployment(workflows, [bind(note, _note)], schedules=many)
 
 
+BEGAN: list[datetime] = []
+
+
+@pytest.fixture(autouse=True)
+def began() -> None:
+    BEGAN[:] = [datetime.now(UTC).replace(microsecond=0)]
+
+
 def every(period: str = "15m", workflow: Any = nightly, request: Any = "a", *, id: str = "n", **policies: Any) -> Schedule:
-    return Schedule.every(period, workflow, request, id=id, **policies)
+    """Its next instant is half a period off: at a quarter of an hour, one might strike in the middle of a test."""
+    half = timedelta(seconds=duration(period) // timedelta(seconds=2))
+    return Schedule.every(period, workflow, request, id=id, **{"anchor": BEGAN[0] - half, **policies})
 
 
 class Clockwork:
@@ -140,7 +151,7 @@ async def clockwork(database: str) -> AsyncIterator[Clockwork]:
 
 class TestRegistering:
     async def test_a_new_one_begins_now(self, clockwork: Clockwork) -> None:
-        lookout = await clockwork.bring(every())
+        lookout = await clockwork.bring(every(anchor=NOON))
         row = await clockwork.row()
         now = await clockwork.watcher.fetchval("select clock_timestamp()")
         assert now < row["due"] <= now + 15 * MINUTE
@@ -249,12 +260,13 @@ class TestFiring:
         lookout = await clockwork.bring(every(), every(id="m"))
         await clockwork.back(15 * MINUTE)
         await clockwork.back(15 * MINUTE, "m")
+        rule = (await clockwork.row("m"))["rule"]
         await clockwork.watcher.execute("update flowdsl.schedules set rule = 'when the moon is full' where id = 'm'")
         assert [one.schedule for one in await lookout.look()] == ["n"]
         [m, _] = await listed(clockwork.store)
         assert m.problem is not None and "moon" in m.problem
         assert m.due is not None
-        await clockwork.watcher.execute("update flowdsl.schedules set rule = 'every 15m', due = upcoming where id = 'm'")
+        await clockwork.watcher.execute("update flowdsl.schedules set rule = $1, due = upcoming where id = 'm'", rule)
         assert [one.schedule for one in await lookout.look()] == ["m"]
         assert (await clockwork.row("m"))["problem"] is None
 
@@ -488,7 +500,7 @@ class TestPeople:
         assert (await clockwork.row())["upcoming"] == first + 15 * MINUTE
 
     async def test_each_is_audited_once(self, clockwork: Clockwork) -> None:
-        await clockwork.bring(every(tenant="acme"))
+        await clockwork.bring(every(tenant="acme", anchor=NOON))
         for _ in range(2):
             await pause(clockwork.store, "n", by="ada")
         for _ in range(2):
@@ -633,7 +645,7 @@ def _cut(proxy: Proxy, moment: Moment) -> Any:
 class TestWorkers:
     async def test_they_fire_by_themselves(self, database: str) -> None:
         async with stage_at(database) as stage:
-            deployment = deploy(every("1s", overlap="allow"))
+            deployment = deploy(every("1s", overlap="allow", catch_up="all"))
             stage.deployments.append(deployment)
             async with AsyncExitStack() as stack:
                 for _ in range(2):

@@ -136,6 +136,7 @@ async def test_the_role_has_no_rights_where_nothing_is_a_tenants(store: Store) -
 # A statement that forgot
 
 
+@pytest.mark.shows("S1.140")
 async def test_a_statement_without_a_condition_sees_one_tenant(full: Store) -> None:
     async with full.connection() as connection:
         guarded = await tables(connection)

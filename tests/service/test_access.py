@@ -98,6 +98,7 @@ async def rows_of(store: Store, tenant: str) -> str:
     return json.dumps(found, indent=1)
 
 
+@pytest.mark.shows("S1.58", "S1.140")
 async def test_another_tenants_things_are_not_there(database: str) -> None:
     asked = 0
     async with shop(database) as (client, there), await Store.open(database, size=1) as watcher:

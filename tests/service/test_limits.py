@@ -25,6 +25,7 @@ def grown() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
+@pytest.mark.shows("S1.142")
 async def test_a_body_that_is_too_large(database: str) -> None:
     async with serving(database, settings=TIGHT, works=False) as client:
         said = await client.post(START, content=b'"' + b"x" * (2 << 20) + b'"', headers=JSON)
@@ -52,11 +53,12 @@ async def test_an_endless_body_costs_no_memory(database: str) -> None:
         assert sent < 64 << 20 and grown() - before < 32 << 20
 
 
+@pytest.mark.shows("S1.144")
 async def test_a_slow_body(database: str) -> None:
     async with serving(database, settings=TIGHT, works=False) as client:
         reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
         writer.write(f"POST {START} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{{".encode())
-        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 60)
         assert head.startswith(b"HTTP/1.1 408 ")
         writer.close()
 
@@ -128,6 +130,7 @@ async def test_a_database_that_is_away(database: str) -> None:
         assert answer.status_code == 503 and problem(answer)["title"] == "not available" and "retry-after" in answer.headers
 
 
+@pytest.mark.shows("S1.32", "S1.126")
 async def test_what_the_service_depends_on(database: str) -> None:
     async def payment() -> None:
         raise OSError("connection refused")

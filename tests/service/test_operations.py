@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import httpx2
+import pytest
 
 from flowdsl.chance import new_id
 from flowdsl.postgres.store import NewStart, Store
@@ -13,6 +14,7 @@ from tests.service.stage import DECLINES, problem, serving, started, until
 ENDED_SAYS = ("cancel", "pause", "resume", "terminate", "signal")
 
 
+@pytest.mark.shows("S1.15")
 async def test_a_failed_one_is_retried(client: httpx2.AsyncClient) -> None:
     DECLINES.add("o")
     id = await started(client, "shop.place_order", {"order_id": "o"})
@@ -44,6 +46,7 @@ async def test_what_has_ended_says_its_state(client: httpx2.AsyncClient) -> None
         assert "succeeded" in found["title"]
 
 
+@pytest.mark.shows("S1.14", "S1.28")
 async def test_cancel_ends_it(client: httpx2.AsyncClient) -> None:
     id = await started(client, "shop.approval", "x")
     answer = await client.post(f"/api/v1/workflows/{id}/cancel", json={"reason": "no longer wanted"})
@@ -103,6 +106,7 @@ async def test_a_signal_that_comes_early_waits(client: httpx2.AsyncClient) -> No
     assert (await client.get("/api/v1/signals")).json()["signals"] == []
 
 
+@pytest.mark.shows("S4.59")
 async def test_dead_letters(client: httpx2.AsyncClient) -> None:
     DECLINES.update({"a", "b"})
     ids = [await started(client, "shop.place_order", {"order_id": order}) for order in ("a", "b")]
@@ -157,6 +161,7 @@ async def test_a_wrong_schedule_is_refused(client: httpx2.AsyncClient) -> None:
     assert [one["id"] for one in (await client.get("/api/v1/schedules")).json()["schedules"]] == ["nightly"]
 
 
+@pytest.mark.shows("S1.141")
 async def test_what_people_do_is_audited(client: httpx2.AsyncClient) -> None:
     id = await started(client, "shop.approval", "x")
     await client.post(f"/api/v1/workflows/{id}/terminate", json={"reason": "because"})

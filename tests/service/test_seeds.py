@@ -276,6 +276,7 @@ def service() -> Iterator[Fresh]:
 pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl here")
 
 
+@pytest.mark.shows("S1.6", "S1.32", "S1.37", "S1.126", "S1.137", "S1.138")
 def test_a_fresh_machine_needs_nothing_and_says_what_it_does(service: Fresh) -> None:
     assert "database: embedded" in service.said and "development mode" in service.said
     assert "this machine only" in service.said
@@ -286,6 +287,7 @@ def test_a_fresh_machine_needs_nothing_and_says_what_it_does(service: Fresh) -> 
     assert status == 200 and found["status"] == "ok"
 
 
+@pytest.mark.shows("S2.20", "S3.9", "S4.8-11", "S4.22")
 @pytest.mark.parametrize("call", STARTS, ids=lambda one: one.about)
 def test_a_start_as_it_is_written(service: Fresh, call: Start) -> None:
     status, found = service.run(call)
@@ -307,6 +309,7 @@ def test_what_was_asked_for_is_in_the_route_table() -> None:
         assert not line or line.replace(":workflow_id", "{id}") in known, line
 
 
+@pytest.mark.shows("S1.13", "S1.27", "S1.30", "S1.31", "S4.12", "S4.21", "S4.44", "S4.45", "S4.60")
 def test_a_sync_is_started_watched_listed_and_known_again(service: Fresh) -> None:
     (call,) = [one for one in STARTS if "example 1" in one.about]
     status, begun = service.run(call)
@@ -330,6 +333,7 @@ def test_a_sync_is_started_watched_listed_and_known_again(service: Fresh) -> Non
     assert status == 200 and {one["status"] for one in history["executions"]} <= {"succeeded", "failed", "cancelled"}
 
 
+@pytest.mark.shows("S4.23")
 def test_one_person_of_two_is_not_taken_for_the_other(service: Fresh) -> None:
     """The key names the person too."""
     ids = set()
@@ -341,6 +345,7 @@ def test_one_person_of_two_is_not_taken_for_the_other(service: Fresh) -> None:
     assert len(ids) == 2
 
 
+@pytest.mark.shows("S1.28", "S1.29")
 def test_what_has_ended_answers_cancel_and_retry_with_its_state(service: Fresh) -> None:
     body = {"orgId": "org_123", "adapterName": "pco", "entityName": "Campus", "syncType": "full"}
     _, begun = service.ask("POST", "/api/v1/workflows/entity-sync", json=body)
@@ -352,6 +357,7 @@ def test_what_has_ended_answers_cancel_and_retry_with_its_state(service: Fresh) 
         assert service.ask("POST", f"/api/v1/workflows/00000000-0000-4000-8000-000000000000/{verb}")[0] == 404
 
 
+@pytest.mark.shows("S1.15", "S1.29")
 def test_a_failed_one_is_retried(service: Fresh) -> None:
     body = {"orgId": "org_123", "adapterName": "pco", "entityName": "Dragon", "syncType": "full"}
     _, begun = service.ask("POST", "/api/v1/workflows/entity-sync", json=body)
@@ -362,6 +368,7 @@ def test_a_failed_one_is_retried(service: Fresh) -> None:
     assert service.ended(begun["status_url"])["status"] == "failed"
 
 
+@pytest.mark.shows("S1.142", "S4.7", "S4.9", "S4.10")
 @pytest.mark.parametrize(
     ("body", "path"),
     [

@@ -41,6 +41,7 @@ def served(folder: Path, *options: str, **environment: str) -> Iterator[tuple[su
         process.wait(60)
 
 
+@pytest.mark.shows("S1.56")
 @pytest.mark.skipif(subprocess.run(["which", "curl"], capture_output=True).returncode != 0, reason="there is no curl here")
 def test_the_page_works_as_written(tmp_path: Path, database: str) -> None:
     with served(tmp_path, "--development", FLOWDSL_DATABASE_URL=database) as (process, address):
@@ -68,7 +69,7 @@ def test_it_stops_with_an_open_stream(tmp_path: Path, database: str) -> None:
             process.send_signal(signal.SIGTERM)
             for _ in lines:
                 pass  # to its end, which is a whole answer
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
 
 
 def test_keys_are_asked_for(tmp_path: Path, database: str) -> None:
@@ -96,7 +97,7 @@ def test_keys_are_asked_for(tmp_path: Path, database: str) -> None:
 )
 def test_what_is_wrong_is_told(tmp_path: Path, database: str, options: list[str], says: str) -> None:
     command = [sys.executable, "-m", "flowdsl", "serve", "adapters.deployment:deployment", *options]
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "FLOWDSL_DATABASE_URL": database}, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "FLOWDSL_DATABASE_URL": database}, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr
 
 
@@ -106,7 +107,7 @@ def test_a_port_that_is_taken(tmp_path: Path, database: str) -> None:
         taken.listen()
         port = str(taken.getsockname()[1])
         command = [sys.executable, "-m", "flowdsl", "serve", "adapters.deployment:deployment", "--development", "--port", port]
-        done = subprocess.run(command, cwd=ROOT, env={**os.environ, "FLOWDSL_DATABASE_URL": database}, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, cwd=ROOT, env={**os.environ, "FLOWDSL_DATABASE_URL": database}, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and f"cannot listen on 127.0.0.1:{port}" in done.stderr and "Traceback" not in done.stderr
 
 
@@ -136,5 +137,5 @@ def test_workers_serve_their_numbers(tmp_path: Path, database: str) -> None:
 
 def test_a_wrong_address_for_numbers(database: str) -> None:
     command = [sys.executable, "-m", "flowdsl", "worker", "adapters.deployment:deployment", "--metrics", "x:y"]
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "FLOWDSL_DATABASE_URL": database}, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "FLOWDSL_DATABASE_URL": database}, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and "such as 9464" in done.stderr

@@ -213,7 +213,7 @@ class TestReceiving:
             answer = await client.post("/webhooks/in", content=BODY, headers=standard())
             assert (answer.status_code, answer.json()) == (200, {"received": True, "duplicate": False})
             acting = asyncio.create_task(webhooks.run())
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while not (rows := await store.again("select id from flowdsl.executions")):
                     await asyncio.sleep(0.02)
                 assert await worker.wait(str(rows[0]["id"])) == Success(1)

@@ -94,7 +94,7 @@ async def acted(database: str) -> list[str]:
     """What came of all deliveries, once something has of each."""
     connection = await asyncpg.connect(database)
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while await connection.fetchval("select count(*) from flowdsl.webhooks where due is not null"):
                 await asyncio.sleep(0.02)
         return [row["outcome"] for row in await connection.fetch("select outcome from flowdsl.webhooks order by id")]

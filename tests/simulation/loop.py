@@ -7,6 +7,7 @@ its order, as asyncio promises; between lanes, and between timers of one moment,
 from __future__ import annotations
 
 import asyncio
+import inspect
 from asyncio import Handle, TimerHandle, events
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -282,6 +283,9 @@ class Loop(asyncio.AbstractEventLoop):
         for process in {id(lane.process): lane.process for lane in [*self.lanes, *(one for one in self._graves if isinstance(one, Lane))]}.values():
             for task in process.tasks:
                 task._log_destroy_pending = False  # type: ignore[attr-defined]
+                main: Any = task.get_coro()
+                if inspect.iscoroutine(main) and inspect.getcoroutinestate(main) == inspect.CORO_CREATED:
+                    main.close()  # it has not begun: no line of it runs, and nobody complains that none ever did
 
 
 def here() -> Lane:

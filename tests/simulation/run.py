@@ -295,9 +295,8 @@ class Run:
         labels: dict[str, dict[str, str]] = defaultdict(dict)
         for key, label in ({key: found[0]["label"] for key, found in calls.items()} | {row["key"]: row["label"] for row in marks}).items():
             labels[key.partition("/")[0]][key] = label
-        found = Evidence(
-            executions, dict(journals), rows("flowdsl.mailbox"), rows("flowdsl.unmatched"), marks, firings, dict(calls), self.world.told, dict(labels)
-        )
+        mailbox, unmatched, schedules = (rows(f"flowdsl.{table}") for table in ("mailbox", "unmatched", "schedules"))
+        found = Evidence(executions, dict(journals), mailbox, unmatched, marks, firings, schedules, dict(calls), self.world.told, dict(labels))
         for id, row in executions.items():
             if row["parent"] is not None:
                 found.children[str(row["parent"])].append(id)

@@ -206,8 +206,12 @@ class Connection:
         reply = self._reply
         if reply is not None and not reply.done():
             reply.set_exception(_lost(why))
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # the run is over, and who was still at work in it is being forgotten
+            return
         for callback in self._ends:
-            asyncio.get_running_loop().call_soon(callback, self)
+            loop.call_soon(callback, self)
 
     def is_closed(self) -> bool:
         return self._closed
