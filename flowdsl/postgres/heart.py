@@ -104,8 +104,10 @@ class Heart:
                 continue
             try:
                 if connection is None:
-                    connection = await connect(self._dsn)
-                    if await self.forgotten(connection):
+                    async with asyncio.timeout(max(self._lease, STUCK)):  # what was open before says nothing of what opens now
+                        connection = await connect(self._dsn)
+                        forgotten = await self.forgotten(connection)
+                    if forgotten:
                         self.gone = self.lost = True
                         break
                 sent = _now()

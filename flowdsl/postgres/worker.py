@@ -55,6 +55,8 @@ I = TypeVar("I")  # noqa: E741
 A = TypeVar("A")
 E = TypeVar("E")
 
+MEETING = 10.0
+"""Seconds that a new connection may take to say whom it leads to."""
 FORGOTTEN = "it does not know of this worker's last heartbeat: it has gone back in time"
 
 
@@ -563,7 +565,8 @@ class Worker:
     async def _connect(self) -> Any:
         connection = await connect(self.store.dsn, lock_timeout="2000")
         try:
-            await self.store.meet(connection)
+            async with asyncio.timeout(MEETING):
+                await self.store.meet(connection)
         except BaseException:
             connection.terminate()
             raise

@@ -127,7 +127,10 @@ class OnPostgres(World):
         await self._stop()
         await self.store.close()
         self.watcher.terminate()
-        await asyncio.gather(*(task for worker in self.leftovers for task in worker._tasks), return_exceptions=True)
+        left = [task for worker in self.leftovers for task in worker._tasks]
+        for task in left:  # begun while it died
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
 
     # The process
 
