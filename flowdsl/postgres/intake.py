@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger("flowdsl")
 
 
+AT_ONCE = 64
+"""Executions that are folded before others in this process get their turn."""
 MORE = 8
 """Times `Tuning.claim`: the most that a claim asks for while more is due than it brings."""
 
@@ -39,6 +41,8 @@ class Intake:
         """Residents that have mail, as far as somebody said so."""
         self.asked = 0
         """Executions that a claim under way may bring."""
+        self.coming: dict[str, str] = {}
+        """Those that were claimed and are on their way into memory while the next claim is under way, and their tenants."""
         self._much = worker.tuning.claim
         """How many the next claim asks for: twice as many as the last while more is due, for each claim reads past what was claimed before."""
         self._told: dict[str, dict[str, bytes]] = {}
@@ -47,7 +51,7 @@ class Intake:
     async def claim(self) -> bool:
         """Takes what is due. True when there may be more at once."""
         worker = self._worker
-        room = min(self._much, worker.tuning.capacity - len(worker.residents) - len(worker.starts.beginning))
+        room = min(self._much, worker.tuning.capacity - len(worker.residents) - len(worker.starts.beginning) - len(self.coming))
         if room <= 0 or worker.outdated or worker.committer.full or worker.spent.is_set():
             return False
         self.asked = room
@@ -58,9 +62,9 @@ class Intake:
 
     async def _claimed(self, room: int) -> bool:
         worker = self._worker
-        suspect = not any(resident.suspect for resident in worker.residents.values())
+        suspect = not (self.coming or any(resident.suspect for resident in worker.residents.values()))
         names = list(worker.deployment.names)
-        held = Counter(resident.activation.execution.tenant for resident in worker.residents.values())
+        held = Counter(resident.activation.execution.tenant for resident in worker.residents.values()) + Counter(self.coming.values())
         rows = await worker.store.pool.fetch(
             "select * from flowdsl.claim($1, $2, $3, $4, $5, $6, $7, $8, $9)",
             worker.id,
@@ -81,29 +85,47 @@ class Intake:
             if one.blocked:
                 log.error("execution.blocked", execution=one.id, cause="three workers died while they had it")
                 worker.ends.tell(one.id)
-        await self.take([one for one in found if not one.blocked])
         more = len(rows) >= room
         self._much = min(2 * room, MORE * worker.tuning.claim) if more else worker.tuning.claim
+        due = [one for one in found if not one.blocked]
+        if more:
+            self.coming |= {one.id: one.tenant for one in due}
+            worker.spawn(self._taken(due))
+        else:
+            await self.take(due)
         return more
 
+    async def _taken(self, found: Sequence[Claimed]) -> None:
+        """Takes them while the next claim is under way."""
+        try:
+            await self.take(found)
+        finally:
+            for one in found:
+                self.coming.pop(one.id, None)
+            self._worker.kick()
+
     async def take(self, found: Sequence[Claimed]) -> None:
-        """Goes on with those that are warm; loads and folds the others."""
+        """Goes on with those that are warm; loads and folds the others. What it comes to after the worker has begun to stop is left as it is."""
+        worker, owner = self._worker, self._worker.id
         warm = [(one, kept) for one in found if (kept := self._still_warm(one)) is not None]
         known = {one.id for one, _ in warm}
         cold = [one for one in found if one.id not in known]
         old = [one.id for one in cold if one.epoch > 1]
         posted = [one.id for one in cold if one.mail] + [one.id for one, (activation, _) in warm if one.mail > activation.seen]
-        journals = await self._worker.store.load(old) if old else {}
+        journals = await worker.store.load(old) if old else {}
         running = old + [one.id for one, (activation, _) in warm if activation.performing]
         if running:
-            self._told |= await self._worker.heartbeats.load(running)
-        mails = await self._worker.store.mails(posted) if posted else {}
+            self._told |= await worker.heartbeats.load(running)
+        mails = await worker.store.mails(posted) if posted else {}
         for one, (activation, weight) in warm:
             opened = await self._opened(one.tenant, one.id, one.epoch, mails.get(one.id, []))
-            if opened is not None:
+            if opened is not None and worker.takes(owner):
                 self._go_on(one, activation, weight, opened)
-        for one in cold:
-            await self._fold(one, journals.get(one.id, []), mails.get(one.id, []))
+        for number, one in enumerate(cold, 1):
+            if worker.takes(owner):
+                await self._fold(one, journals.get(one.id, []), mails.get(one.id, []))
+            if number % AT_ONCE == 0:
+                await asyncio.sleep(0)
 
     def _still_warm(self, one: Claimed) -> tuple[Activation, int] | None:
         if one.epoch <= 1:
@@ -149,6 +171,7 @@ class Intake:
         resident = Resident(worker, activation, one.epoch, parent=one.parent, scope=one.scope, suspect=one.deaths > 0)
         resident.weight = weight
         resident.heartbeats = self._told.pop(one.id, {})
+        self.coming.pop(one.id, None)
         worker.residents[one.id] = resident
         return resident
 
@@ -201,7 +224,7 @@ class Intake:
         ours = {str(row["id"]): row["mail"] for row in rows}
         here = {id: resident for id in ours if (resident := worker.residents.get(id)) is not None}
         await self.fetch_mail([id for id, resident in here.items() if ours[id] > resident.activation.seen], ours)
-        expected = before | worker.starts.beginning
+        expected = before | worker.starts.beginning | self.coming.keys()
         missing = [id for id in ours if id not in here and id not in expected and not worker.committer.has(id)]
         if missing:
             for id in missing:

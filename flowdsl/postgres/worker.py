@@ -282,12 +282,16 @@ class Worker:
         """How many executions may begin here now."""
         if self._stopping or self.outdated or self.committer.full or self.spent.is_set() or not self.fit:
             return 0
-        return max(0, self.tuning.capacity - len(self.residents) - len(self.starts.beginning) - self.intake.asked)
+        return max(0, self.tuning.capacity - len(self.residents) - len(self.starts.beginning) - len(self.intake.coming) - self.intake.asked)
 
     @property
     def has_room(self) -> bool:
         """Whether an execution may begin here now."""
         return self.room > 0
+
+    def takes(self, owner: str) -> bool:
+        """Whether what was claimed under that id may still begin here."""
+        return self.id == owner and not self._stopping
 
     @property
     def trouble(self) -> str | None:

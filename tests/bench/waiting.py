@@ -126,7 +126,7 @@ async def _until(store: Store, query: str, wanted: int, worker: psutil.Process |
         peak = max(peak, _mb(worker) if worker is not None else 0.0)
         if found >= wanted:
             return peak
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.05)
     raise SystemExit(f"waiting: {found} of {wanted} after ten minutes ({query})")
 
 

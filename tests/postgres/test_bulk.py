@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, Never
 
 import pytest
 
-from flowdsl import Child, Steps, Success, report, signal, sleep, workflow
+from flowdsl import Child, Steps, Success, Workflow, report, signal, sleep, workflow
 from flowdsl.activation import NewChild, Turn
 from flowdsl.postgres import committer
 from flowdsl.postgres.committer import Commit, Fate
+from flowdsl.postgres.worker import Worker
 from tests.postgres.scene import an_id, entry, eventually
 from tests.postgres.stage import Refused, Stage, act, stage_at
 
@@ -153,6 +155,68 @@ class TestManyTimers:
         assert sum(claims[0]), "the first took its part"
         assert sum(claims[1]), "and so did the second"
         assert await stage.watcher.fetchval("select count(*) from flowdsl.journal") == count
+
+
+@workflow("bulk.hears")
+def hears(number: int) -> Steps[int, Never]:
+    return number + (yield from go.receive())
+
+
+@asynccontextmanager
+async def held_up(stage: Stage, workflow: Workflow[Any, Any, Any], count: int, **tuning: Any) -> AsyncIterator[tuple[Worker, asyncio.Event]]:
+    """A worker whose first claim of several is long on its way into memory, until it is let go."""
+    go_on, first = asyncio.Event(), True
+    async with stage.worker(workflow, claim=4, poll=600.0, **tuning) as worker:
+        load = worker.store.load
+
+        async def slow(ids: Any) -> Any:
+            nonlocal first
+            if first:
+                first = False
+                await go_on.wait()
+            return await load(ids)
+
+        worker.store.load = slow  # type: ignore[method-assign]
+        await stage.watcher.execute(
+            "insert into flowdsl.executions (id, tenant, workflow, version, request, status, epoch, wake)"
+            " select gen_random_uuid(), 'default', $1, 1, n::text::bytea, 'suspended', 1, clock_timestamp() from generate_series(1, $2::int) n",
+            workflow.name,
+            count,
+        )
+        worker.kick()
+        await eventually(lambda: len(worker.intake.coming) == 4 and not first, "four are on their way")
+        yield worker, go_on
+
+
+class TestClaimsAtOnce:
+    async def test_the_next_claim_is_under_way_while_the_last_is_folded(self, stage: Stage) -> None:
+        async with held_up(stage, naps, 14) as (worker, go_on):
+            await eventually(lambda: ended(stage, 10), "those of the later claims have ended")
+            coming = list(worker.intake.coming)
+            await worker.intake.look_around()
+            rows = await stage.watcher.fetch("select owner::text, epoch from flowdsl.executions where id = any($1::uuid[])", coming)
+            assert [tuple(row) for row in rows] == [(worker.id, 2)] * 4, "they are not taken for lost"
+            go_on.set()
+            await eventually(lambda: ended(stage, 14), "all have ended")
+
+    async def test_mail_for_one_that_is_on_its_way_waits_for_no_look_around(self, stage: Stage) -> None:
+        async with held_up(stage, hears, 5) as (worker, go_on):
+            for id in list(worker.intake.coming):
+                assert await worker.store.send("default", id, "signal", go.name, b"1", "one") == "sent"
+            go_on.set()
+            await eventually(lambda: ended(stage, 4), "those that were told have ended")
+
+    async def test_what_is_on_its_way_when_the_worker_stops_is_anybodys(self, stage: Stage) -> None:
+        async with held_up(stage, naps, 14, grace=0.2):
+            await eventually(lambda: ended(stage, 10), "those of the later claims have ended")
+        left = await stage.watcher.fetch("select owner, wake <= clock_timestamp() as due from flowdsl.executions where status = 'running'")
+        assert [tuple(row) for row in left] == [(None, True)] * 4
+        async with stage.worker(naps):
+            await eventually(lambda: ended(stage, 14), "another has taken them")
+
+
+async def ended(stage: Stage, count: int) -> bool:
+    return bool(await stage.watcher.fetchval("select count(*) = $1 from flowdsl.executions where status = 'succeeded'", count))
 
 
 class TestCapacity:
