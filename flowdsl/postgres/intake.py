@@ -41,8 +41,8 @@ class Intake:
         """Residents that have mail, as far as somebody said so."""
         self.asked = 0
         """Executions that a claim under way may bring."""
-        self.coming: dict[str, str] = {}
-        """Those that were claimed and are on their way into memory while the next claim is under way, and their tenants."""
+        self.coming: dict[str, Claimed] = {}
+        """Those that were claimed and are on their way into memory while the next claim is under way."""
         self._much = worker.tuning.claim
         """How many the next claim asks for: twice as many as the last while more is due, for each claim reads past what was claimed before."""
         self._told: dict[str, dict[str, bytes]] = {}
@@ -62,15 +62,16 @@ class Intake:
 
     async def _claimed(self, room: int) -> bool:
         worker = self._worker
-        suspect = not (self.coming or any(resident.suspect for resident in worker.residents.values()))
+        suspects = (*(resident.suspect for resident in worker.residents.values()), *(one.deaths > 0 for one in self.coming.values()))
         names = list(worker.deployment.names)
-        held = Counter(resident.activation.execution.tenant for resident in worker.residents.values()) + Counter(self.coming.values())
+        held = Counter(resident.activation.execution.tenant for resident in worker.residents.values())
+        held.update(one.tenant for one in self.coming.values())
         rows = await worker.store.pool.fetch(
             "select * from flowdsl.claim($1, $2, $3, $4, $5, $6, $7, $8, $9)",
             worker.id,
             room,
             names,
-            suspect,
+            not any(suspects),
             [worker.deployment.workflow(name).priority for name in names],
             list(held),
             list(held.values()),
@@ -89,7 +90,7 @@ class Intake:
         self._much = min(2 * room, MORE * worker.tuning.claim) if more else worker.tuning.claim
         due = [one for one in found if not one.blocked]
         if more:
-            self.coming |= {one.id: one.tenant for one in due}
+            self.coming |= {one.id: one for one in due}
             worker.spawn(self._taken(due))
         else:
             await self.take(due)
