@@ -147,7 +147,7 @@ async def test_a_worker_whose_server_goes_silent_is_taken_over_and_begins_anew(s
         first.set()  # a late answer, by one that has lost it
         old = deaf.id
         proxy.silent = False
-        await eventually(lambda: deaf.id != old, "it has begun anew")
+        await eventually(lambda: deaf.id != old, "it has begun anew", 180)  # a statement under way may take a committer's whole patience
         assert await deaf.wait(await deaf.start(letters, "d")) == Success("d")
     assert stage.counts["b"] == 2
     assert (await stage.row(id))["status"] == "succeeded"
