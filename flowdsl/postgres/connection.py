@@ -44,11 +44,10 @@ async def reached(dsn: str, pool: Any) -> None:
     try:
         async with pool.acquire(timeout=_OPENING):
             return
-    except _CANNOT as error:
+    except BaseException as error:
         pool.terminate()
-        raise refused(dsn, error) from error
-    except BaseException:
-        pool.terminate()
+        if isinstance(error, _CANNOT):
+            raise refused(dsn, error) from error
         raise
 
 
