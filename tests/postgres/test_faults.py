@@ -114,6 +114,13 @@ async def impatient(dsn: str) -> AsyncIterator[Store]:
 # The connection
 
 
+async def test_a_store_that_cannot_be_reached_says_what_to_do(database: str) -> None:
+    with pytest.raises(StoreError, match=r"there is no such database.*Create it"):
+        await Store.open(urlunsplit(urlsplit(database)._replace(path="/flowdsl_nowhere")))
+    with pytest.raises(StoreError, match=r"cannot be reached.*Start it"):
+        await Store.open("postgresql://postgres@127.0.0.1:1/flowdsl")
+
+
 async def test_a_start_whose_reply_is_lost_is_repeated_and_starts_once(stage: Stage) -> None:
     """A5"""
     async with proxied(stage.dsn) as proxy, stage.worker(keyed, dsn=proxy.dsn) as worker:
