@@ -150,6 +150,20 @@ class Stage:
     async def cancel(self, worker: Worker, id: str) -> None:
         await worker.store.send("default", id, "cancel", "", b'"asked to"', new_id())
 
+    async def claimed(self, worker: Worker, workflow: Workflow[Any, Any, Any], request: str) -> str:
+        """An execution that is the worker's by its row, and of which the worker does not know: nothing can claim it in between."""
+        return str(
+            await self.watcher.fetchval(
+                "insert into flowdsl.executions (id, tenant, workflow, version, request, owner, epoch, wake)"
+                " values ($1, 'default', $2, $3, convert_to($4, 'utf8'), $5, 1, null) returning id",
+                new_id(),
+                workflow.name,
+                workflow.version,
+                request,
+                worker.id,
+            )
+        )
+
     async def kill_connections(self, application: str = "flowdsl%") -> int:
         """Ends every connection of that application to this database."""
         found = await self.watcher.fetch(

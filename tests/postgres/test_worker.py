@@ -766,9 +766,7 @@ class TestLeaving:
         """A claim whose answer was lost in the moment of leaving is no death."""
         async with stage.worker(one, poll=60) as worker:
             await worker.wait(await worker.start(one, "x"))
-            id = new_id()
-            await worker.store.start([NewStart(id, "default", "one", 1, "", None, "join", b'"a"')])
-            await stage.watcher.execute("update flowdsl.executions set owner = $2, epoch = 1, wake = null where id = $1", id, worker.id)
+            id = await stage.claimed(worker, one, '"a"')
         row = await stage.row(id)
         assert row["owner"] is None
         async with stage.worker(one) as worker:
@@ -817,11 +815,7 @@ class TestMemory:
 class TestOwnership:
     async def test_a_claim_whose_reply_was_lost_is_found(self, stage: Stage) -> None:
         async with stage.worker(one) as worker:
-            id = new_id()
-            await worker.store.start([NewStart(id, "default", "one", 1, "", None, "join", b'"a"')])
-            await stage.watcher.execute(
-                "update flowdsl.executions set owner = $2, epoch = 1, wake = null where id = $1 and owner is null", id, worker.id
-            )
+            id = await stage.claimed(worker, one, '"a"')
             assert await worker.wait(id) == Success("a")
 
     async def test_what_was_thrown_away_in_its_first_epoch_goes_on_from_its_journal(self, stage: Stage) -> None:
