@@ -21,9 +21,11 @@ from asyncpg import connect  # the real one, whatever a test puts in its place
 
 from flowdsl.postgres.embedded import start
 from flowdsl.postgres.schema import migrate
-from tests.acceptance.selecting import pytest_addoption, pytest_collection_modifyitems, pytest_configure, pytest_ignore_collect
+from tests import delays
+from tests.acceptance import selecting
+from tests.acceptance.selecting import pytest_collection_modifyitems, pytest_ignore_collect
 
-__all__ = ["pytest_addoption", "pytest_collection_modifyitems", "pytest_configure", "pytest_ignore_collect"]
+__all__ = ["pytest_collection_modifyitems", "pytest_ignore_collect"]
 
 pytest.register_assert_rewrite("tests.postgres", "tests.laws", "tests.conformance", "tests.adapters", "tests.simulation", "tests.service")
 # A machine that is busy is no failure. With CI in the environment Hypothesis draws the same examples in every run: the parent is its profile then.
@@ -32,6 +34,16 @@ hypothesis.settings.load_profile("flowdsl")
 
 
 os.environ["FLOWDSL_UNSAFE"] = "1"  # our server is a fast one
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    selecting.pytest_addoption(parser)
+    delays.addoption(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    selecting.pytest_configure(config)
+    delays.configure(config)
 
 
 @pytest.hookimpl(tryfirst=True)
