@@ -14,7 +14,8 @@ from flowdsl.errors import StoreError
 
 Connection = Any  # asyncpg ships no complete types
 
-_OPENING = 10
+_OPENING = 10.0
+"""Seconds that a connection may take to open, whoever opens it: a server that is silent is asked anew, not waited for."""
 _NAME = "flowdsl"
 _found: dict[str, bool] = {}
 """Of each URL: whether a pooler answers there. Looked at once a process."""
@@ -34,7 +35,8 @@ async def open_pool(dsn: str, *, size: int, name: str = _NAME, keeps_state: bool
     """A pool that opens its connections when they are needed. `keeps_state`: who uses one may leave settings behind, which are cleared then."""
     try:
         arguments = await _arguments(dsn, name, {})
-        return await _driver(dsn).create_pool(min_size=0, max_size=size, reset=None if keeps_state else _as_it_is, **arguments, **options)
+        reset = None if keeps_state else _as_it_is
+        return await _driver(dsn).create_pool(min_size=0, max_size=size, reset=reset, timeout=_OPENING, **arguments, **options)
     except _CANNOT as error:
         raise refused(dsn, error) from error
 

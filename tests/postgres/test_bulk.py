@@ -130,12 +130,6 @@ def a_child(step: str) -> NewChild:
 class TestManyTimers:
     async def test_thousands_due_at_once_drain_in_bounded_claims_by_all_workers(self, stage: Stage) -> None:
         count = 3000
-        await stage.watcher.execute(
-            "insert into flowdsl.executions (id, tenant, workflow, version, request, status, epoch, wake, started)"
-            " select gen_random_uuid(), 'default', 'bulk.naps', 1, n::text::bytea, 'suspended', 1, clock_timestamp(), clock_timestamp() - interval '1 h'"
-            "   from generate_series(1, $1) n",
-            count,
-        )
         async with stage.workers(2, naps, claim=50) as workers:
             claims: dict[int, list[int]] = {0: [], 1: []}
             for index, worker in enumerate(workers):
@@ -143,14 +137,22 @@ class TestManyTimers:
 
                 async def watched(found: Any, take: Any = take, index: int = index) -> None:
                     claims[index].append(len(found))
+                    if len(claims[index]) == 1:  # neither has room for all of them, so there is some left for the other
+                        await eventually(lambda: all(claims.values()), "both take part")
                     await take(found)
 
                 worker.intake.take = watched  # type: ignore[method-assign]
+            await stage.watcher.execute(
+                "insert into flowdsl.executions (id, tenant, workflow, version, request, status, epoch, wake, started) select gen_random_uuid(),"
+                " 'default', 'bulk.naps', 1, n::text::bytea, 'suspended', 1, clock_timestamp(), clock_timestamp() - interval '1 h'"
+                "   from generate_series(1, $1) n",
+                count,
+            )
 
             async def drained() -> bool:
                 return bool(await stage.watcher.fetchval("select count(*) = $1 from flowdsl.executions where status = 'succeeded'", count))
 
-            await eventually(drained, "all ended", 90)
+            await eventually(drained, "all ended", 240)
         assert max(claims[0] + claims[1]) <= 400
         assert sum(claims[0]), "the first took its part"
         assert sum(claims[1]), "and so did the second"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -29,6 +30,15 @@ async def problems(scene: Scene) -> list[str]:
     return [one for one in (await examine(scene.watcher))[1] if not one.startswith(UNSAFE)]
 
 
+def seconds(pattern: str, problem: str) -> int:
+    """As many as a problem tells; a few more may have gone by than the test has made up, no hour of them."""
+    found = re.search(pattern, problem)
+    assert found is not None, problem
+    told = int(found[1])
+    assert told < 2 * 3600
+    return told
+
+
 async def test_an_empty_store_has_no_problem(scene: Scene) -> None:
     facts, _ = await examine(scene.watcher)
     assert await problems(scene) == []
@@ -47,7 +57,7 @@ async def test_the_only_worker_died_with_executions(scene: Scene) -> None:
     dead = await scene.worker(lease=10, silent_for=60)
     await scene.execution(dead)
     (problem,) = await problems(scene)
-    assert "has not beaten for 6" in problem
+    assert seconds(r"has not beaten for (\d+) s", problem) >= 60
     assert "has 1 executions: start a worker" in problem
     await scene.worker()
     assert "another will take them over" in (await problems(scene))[0]
@@ -65,7 +75,7 @@ async def test_what_is_due_is_told_and_is_a_problem_when_nobody_takes_it(scene: 
     await scene.worker()
     assert await problems(scene) == []
     await scene.watcher.execute("update flowdsl.executions set wake = clock_timestamp() - interval '2 min'")
-    assert f"w {id} has been due for 12" in (await problems(scene))[0]
+    assert seconds(rf"w {id} has been due for (\d+) s", (await problems(scene))[0]) >= 120
 
 
 async def test_dead_letters_are_counted_and_blocked_ones_named(scene: Scene) -> None:
@@ -112,12 +122,14 @@ async def test_a_schedule_that_cannot_be_planned_is_a_problem(scene: Scene) -> N
 
     await scene.watcher.execute(insert, "broken", timedelta(0), "the zone is gone\nmore")
     await scene.watcher.execute(insert, "late", timedelta(hours=1), None)
-    assert [one.split(":")[0] for one in await problems(scene)] == ["schedule broken cannot be planned", "schedule late has been due for 3600 s"]
+    broken, late = await problems(scene)
+    assert broken.startswith("schedule broken cannot be planned:")
+    assert seconds(r"^schedule late has been due for (\d+) s:", late) >= 3600
 
 
 async def test_an_audit_that_nobody_seals_is_a_problem(scene: Scene) -> None:
     await scene.watcher.execute("insert into flowdsl.audit (tenant, event, facts, at) values ('default', 'x', '', now() - interval '1 hour')")
-    assert "1 rows of the audit have waited 3600 s" in (await problems(scene))[0]
+    assert seconds(r"1 rows of the audit have waited (\d+) s", (await problems(scene))[0]) >= 3600
 
 
 async def test_what_takes_too_long_is_said_to_be_unknown(scene: Scene) -> None:

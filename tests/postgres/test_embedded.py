@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import asyncpg
@@ -30,6 +31,30 @@ sys.stdin.read()
 """
 
 
+DYING = """
+import os, signal, sys, threading, time
+from pathlib import Path
+from flowdsl.postgres import embedded
+
+def die(folder):
+    while not list(folder.glob("half-data-*/*")):
+        time.sleep(0.001)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def run(place, *command, run=embedded._Place.run, **more):
+    if command[0] == "initdb":
+        threading.Thread(target=die, args=(place.base,), daemon=True).start()
+    done = run(place, *command, **more)
+    if command[0] == "initdb":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return done
+
+embedded._Place.run = run
+embedded.start(Path(sys.argv[1]), durable=False)
+"""
+"""Is killed while the data folder is half made."""
+
+
 @pytest.fixture
 def state() -> Iterator[Path]:
     """A state folder that the server's account may enter; whatever server still runs on it afterwards is ended by its pid."""
@@ -37,16 +62,18 @@ def state() -> Iterator[Path]:
     folder.chmod(0o755)
     yield folder
     for pid in _postmasters(folder):
-        os.kill(pid, signal.SIGINT)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGINT)
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def _postmasters(folder: Path) -> list[int]:
     found = []
     for file in folder.rglob("postmaster.pid"):
-        pid = int(file.read_text().split()[0])
-        if Path(f"/proc/{pid}").exists() and "postgres" in Path(f"/proc/{pid}/stat").read_text():
-            found.append(pid)
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            pid = int(file.read_text().split()[0])
+            if "postgres" in Path(f"/proc/{pid}/stat").read_text():
+                found.append(pid)
     return found
 
 
@@ -60,8 +87,11 @@ def _holder(folder: Path, **more: object) -> subprocess.Popen[str]:
 
 def _gone(pid: int) -> bool:
     for _ in range(1200):
-        stat = Path(f"/proc/{pid}/stat")
-        if not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z":
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        if stat.rpartition(")")[2].split()[0] == "Z":
             return True
         time.sleep(0.05)
     return False
@@ -146,13 +176,8 @@ async def test_a_killed_postmaster_is_started_again_with_its_data(state: Path) -
 
 
 def test_a_process_killed_during_the_first_start_leaves_nothing_half_made(state: Path) -> None:
-    holder = _holder(state)
-    until = time.monotonic() + 60
-    while not list(state.rglob("half-data-*")):
-        assert time.monotonic() < until and holder.poll() is None, "it was never seen half made"
-        time.sleep(0.005)
-    holder.kill()
-    holder.wait()
+    died = subprocess.run([sys.executable, "-c", DYING, str(state)], timeout=120)
+    assert died.returncode == -signal.SIGKILL and list(state.rglob("half-data-*"))
     with start(state, durable=False) as server:
         assert (server.data / "PG_VERSION").is_file()
         assert not list(state.rglob("half-data-*"))

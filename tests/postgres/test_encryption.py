@@ -7,6 +7,7 @@ import base64
 import json
 import re
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Never
@@ -244,6 +245,16 @@ async def run(worker: Worker, name: str) -> str:
     return await worker.start(everything, name)
 
 
+async def waits(stage: Stage, id: str, after: str = "receive told") -> None:
+    """Until it is out of memory at its last wait, and not before at the end of its child: its record has this by then."""
+
+    async def so() -> bool:
+        entries = await stage.journal(id)
+        return any(entry.fingerprint.startswith(after) for entry in entries) and (await stage.row(id))["status"] == "suspended"
+
+    await eventually(so, f"{id} waits")
+
+
 async def plain_text(stage: Stage, canary: str) -> list[str]:
     """Where in our tables a text stands, in the clear or in what a dump would show of bytes."""
     found: list[str] = []
@@ -290,11 +301,8 @@ class TestRows:
         known = deployment(stage)
         async with stage.worker(deployment=known) as worker:
             first, second = await run(worker, "a"), await worker.start(everything, "b")
-
-            async def wait() -> bool:
-                return {(await stage.row(id))["status"] for id in (first, second)} == {"suspended"}
-
-            await eventually(wait, "both wait")
+            await waits(stage, first)
+            await waits(stage, second, "join part")
         of = "(select position from flowdsl.journal where execution = $1 and fingerprint like 'perform tell %' and kind = 1)"
         await stage.watcher.execute(
             f"update flowdsl.journal set body = (select body from flowdsl.journal where execution = $2 and position = {of}) where execution = $1"
@@ -340,7 +348,7 @@ class TestAMissingKey:
         known = deployment(stage)
         async with stage.worker(deployment=known) as worker:
             id = await run(worker, "a")
-            await stage.becomes(id, "suspended")
+            await waits(stage, id)
         use(monkeypatch, TWO)
         async with stage.worker(deployment=known) as worker:
             await worker.store.send("default", id, "signal", "told", b'"x"', new_id())
@@ -382,7 +390,7 @@ class TestAMissingKey:
         known = deployment(stage)
         async with stage.worker(deployment=known) as worker:
             id = await run(worker, "a")
-            await stage.becomes(id, "suspended")
+            await waits(stage, id)
             document = await exported(worker.store, [id])
         monkeypatch.delenv(KEYS)
         async with await Store.open(stage.dsn) as store:
@@ -404,7 +412,7 @@ class TestRotation:
         async with stage.worker(deployment=known) as worker:
             ids = [await run(worker, f"{CANARY}{n}") for n in range(3)]
             for id in ids:
-                await stage.becomes(id, "suspended")
+                await waits(stage, id)
         assert await plain_text(stage, CANARY)
         for keys in ([ONE], [TWO, ONE]):
             use(monkeypatch, *keys)
@@ -412,7 +420,7 @@ class TestRotation:
                 while [one async for one in rotation.rotate(worker.store) if one.rows]:
                     pass
                 ids.append(await run(worker, f"{CANARY}-{keys[0].id}"))
-                await stage.becomes(ids[-1], "suspended")
+                await waits(stage, ids[-1])
         use(monkeypatch, TWO)
         async with stage.worker(deployment=known) as worker:
             used = {key for one in await rotation.needed(worker.store) if one.where != "audit.facts" for key in one.keys}
@@ -429,7 +437,7 @@ class TestRotation:
         known = deployment(stage)
         async with stage.worker(deployment=known) as worker:
             for n in range(3):
-                await stage.becomes(await run(worker, f"{CANARY}{n}"), "suspended")
+                await waits(stage, await run(worker, f"{CANARY}{n}"))
         async with await Store.open(stage.dsn, encryption=Encryption([ONE])) as store:
             async for _ in rotation.rotate(store):
                 break
@@ -441,7 +449,7 @@ class TestRotation:
     async def test_what_changes_meanwhile_is_left_alone(self, stage: Stage) -> None:
         async with stage.worker(deployment=deployment(stage)) as worker:
             id = await run(worker, "a")
-            await stage.becomes(id, "suspended")
+            await waits(stage, id)
         for column in rotation._COLUMNS[:1]:
             assert await stage.watcher.execute(column.update, b"anew", b"as it was before somebody changed it", id) == "UPDATE 0"
             assert await stage.watcher.execute(column.update, b"anew", (await stage.row(id))["request"], id) == "UPDATE 1"
@@ -490,7 +498,7 @@ class TestOperating:
         known = deployment(stage)
         async with stage.worker(deployment=known) as worker:
             id = await run(worker, CANARY)
-            await stage.becomes(id, "suspended")
+            await waits(stage, id)
             await worker.store.send("default", id, "signal", "unasked", json.dumps(CANARY).encode(), new_id())
             document, plain = await exported(worker.store, [id]), await exported(worker.store, [id], plain=True)
         assert CANARY not in document and base64.b64encode(json.dumps(CANARY).encode()).decode() in plain
@@ -509,7 +517,9 @@ class TestOperating:
 
     async def test_schedules(self, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
         use(monkeypatch, ONE)
-        known = Deployment([part], [bind(act, stage._acted)], schedules=[Schedule.every("1h", part, CANARY, id="s", overlap="allow")])
+        half = datetime.now(UTC).replace(microsecond=0) - timedelta(minutes=30)  # no hour strikes in the middle of it
+        hourly = Schedule.every("1h", part, CANARY, id="s", overlap="allow", anchor=half)
+        known = Deployment([part], [bind(act, stage._acted)], schedules=[hourly])
         stage.deployments.append(known)
         async with stage.worker(deployment=known) as worker:
             before = await stage.watcher.fetchrow("select xmin::text as version, request from flowdsl.schedules")

@@ -33,7 +33,8 @@ class Crew:
     folder: Path
     processes: list[subprocess.Popen[str]] = field(factory=list[subprocess.Popen[str]])
 
-    def begin(self, *options: str, lease: float = 2.0, grace: float = 10.0) -> subprocess.Popen[str]:
+    def begin(self, *options: str, lease: float = 600.0, grace: float = 10.0) -> subprocess.Popen[str]:
+        """Its lease is over when the test says so: see `expired`."""
         environment = {
             **os.environ, "FLOWDSL_DATABASE_URL": self.store.dsn, "FLOWDSL_TEST_CALLS": str(self.folder / "calls"), "PYTHONPATH": str(ROOT),
         }  # fmt: skip
@@ -84,6 +85,19 @@ class Crew:
 
         await self.until(so, f"{count} workers work")
         return await self.pids()
+
+    async def expired(self, pid: int) -> None:
+        """As if that process had been silent for longer than its lease."""
+        await self.store.again("update flowdsl.workers set beat = beat - interval '1 hour' where pid = $1", pid)
+
+    async def quiet(self) -> None:
+        """Until no worker listens any more: those that stop let go of it just before they tell their executions to begin nothing new."""
+        query = "select 1 from pg_stat_activity where application_name = 'flowdsl-listen' and datname = current_database()"
+
+        async def so() -> bool:
+            return not await self.store.again(query)
+
+        await self.until(so, "nobody listens")
 
     async def become(self, ids: list[str], status: str) -> None:
         async def so() -> bool:
@@ -144,11 +158,18 @@ class TestSupervised:
         assert await crew.pids() == [], "in good order"
 
     async def test_one_that_kills_every_worker_is_blocked_and_the_others_go_on(self, crew: Crew) -> None:
-        crew.begin("--processes=2", lease=1.0)
+        crew.begin("--processes=2")
         await crew.manned(2)
         deadly = await crew.start(one, "deadly")
         others = await crew.start(two, *(f"quick {n}" for n in range(30)))
-        await crew.become(deadly, "blocked")
+
+        async def blocked() -> bool:
+            for pid in await crew.pids():
+                if not alive(pid):
+                    await crew.expired(pid)
+            return (await crew.store.summary(deadly[0])).status == "blocked"
+
+        await crew.until(blocked, "it is blocked")
         await crew.become(others, "succeeded")
         await crew.become(await crew.start(one, "later"), "succeeded")
         assert [number for _, number in crew.calls("deadly")] == [1, 2, 3]
@@ -159,11 +180,12 @@ class TestSupervised:
 
 class TestStopped:
     async def test_what_ends_within_the_grace_period_is_recorded(self, crew: Crew) -> None:
-        process = crew.begin()
+        process = crew.begin(grace=60.0)
         ids = await crew.start(two, "slow a")
         await crew.called("slow a")
         process.terminate()
         await crew.until(lambda: "stops" in crew.log(), "it was told")
+        await crew.quiet()
         crew.let("slow a")
         assert process.wait(LONG) == 0
         assert len(await crew.store.journal(ids[0])) == 1
@@ -194,6 +216,7 @@ class TestStopped:
         process.send_signal(signal.SIGINT)
         assert process.wait(LONG) == 130
         crew.let("slow a")
+        await crew.expired(process.pid)
         crew.begin()
         await crew.called("slow a", 2)
 
@@ -206,6 +229,8 @@ class TestFrozen:
         await crew.called("slow a")
         os.kill(zombie.pid, signal.SIGSTOP)
         other = crew.begin()
+        await crew.manned(2)
+        await crew.expired(zombie.pid)
         calls = await crew.called("slow a", 2)
         assert calls == [(zombie.pid, 1), (other.pid, 2)], "the interrupted attempt was recorded"
         os.kill(zombie.pid, signal.SIGCONT)

@@ -15,8 +15,9 @@ import asyncpg
 import pytest
 from structlog.testing import capture_logs
 
-from flowdsl import Steps, Success, sleep, workflow
+from flowdsl import Deployment, Result, Retry, Steps, Success, bind, sleep, this_attempt, workflow
 from flowdsl.errors import StoreError
+from flowdsl.journal import SUCCESS
 from flowdsl.postgres import embedded
 from flowdsl.postgres.embedded import Server
 from flowdsl.postgres.schema import migrate
@@ -24,9 +25,13 @@ from flowdsl.postgres.server import server_of
 from flowdsl.postgres.store import Store
 from flowdsl.postgres.worker import Worker
 from tests.postgres.scene import eventually
-from tests.postgres.stage import ENDED, Refused, Stage, act, mark, stage_at
+from tests.postgres.stage import Refused, Stage, act, mark, stage_at
 
 pytestmark = pytest.mark.anyio
+
+
+stubborn = mark.using(retry=Retry.constant("10ms", attempts=100))
+"""Outlasts every connection that is cut under it."""
 
 
 @workflow("restarts.steps")
@@ -35,8 +40,13 @@ def steps(names: str) -> Steps[str, Refused]:
     for name in names:
         done += yield from act(name)
         yield from sleep("30ms")
-        yield from mark(name)
+        yield from stubborn(name)
     return done
+
+
+@workflow("restarts.once")
+def once(name: str) -> Steps[str, Refused]:
+    return (yield from mark.using(retry=Retry.constant("10ms", attempts=1))(name))
 
 
 @workflow("restarts.acts")
@@ -109,12 +119,33 @@ class TestServerDies:
             assert [await worker.wait(id) for id in ids] == [Success("abc")] * 10
         assert await stage.marks() == sorted("abc" * 10)
 
+    async def test_a_transaction_that_cannot_begin_waits_for_the_server(self, own: Server) -> None:
+        """Nothing has happened yet: it is no attempt of those that the policy counts."""
+
+        async def after_a_stop(name: str) -> Result[str, Refused]:
+            await asyncio.to_thread(stopped, own)
+            async with this_attempt().transaction() as connection:
+                await connection.execute("insert into marks (name, key) values ($1, $2)", name, this_attempt().idempotency_key)
+                return Success(name)
+
+        deployment = Deployment([once], [bind(mark, after_a_stop)])
+        async with stage_at(own.dsn) as stage:
+            with capture_logs() as logs:
+                async with stage.worker(deployment=deployment, lease=60.0) as worker:
+                    id = await worker.start(once, "a")
+                    await eventually(lambda: any(line["event"] == "transaction.waits" for line in logs), "it waits")
+                    await asyncio.to_thread(restarted, own)
+                    assert await asyncio.wait_for(worker.wait(id), 60) == Success("a")
+            stage.watcher = await asyncpg.connect(own.dsn)
+            assert [entry.kind for entry in await stage.journal(id)] == [SUCCESS]
+            assert await stage.marks() == ["a"]
+
     async def test_a_restored_copy_is_noticed_and_what_it_lost_is_done_again(self, own: Server, tmp_path: Path) -> None:
         """What the old server had acknowledged after the copy is gone; nothing in memory may build on it."""
         async with stage_at(own.dsn) as stage, stage.worker(acts, lease=30.0) as worker:
+            stage.gate("b")
             stage.gate("c")
             id = await worker.start(acts, "abcd")
-            stage.gate("b")
             await stage.at_gate("b")
             await asyncio.to_thread(stopped, own)
             copy = tmp_path / "copy"
@@ -132,7 +163,7 @@ class TestServerDies:
                 await asyncio.to_thread(restarted, own)
                 stage.open_gate("c")
                 await eventually(lambda: worker.id != before, "it began anew", 60)
-            assert ["back in time" in line["why"] for line in logs if line["event"] == "server.changed"] == [True]
+            assert {"back in time" in line["why"] for line in logs if line["event"] == "server.changed"} == {True}, "at each try to begin anew"
             stage.scripts.clear()
             assert await asyncio.wait_for(worker.wait(id), 60) == Success("abcd")
             assert stage.counts["b"] >= 2, "its outcome was lost with the old server"
@@ -154,26 +185,24 @@ class TestNoRoom:
 
     async def test_nothing_is_blocked_and_all_goes_on_when_there_is_room_again(self, stage: Stage) -> None:
         await full(stage, True)
-        stage.gate("a")
+        go = asyncio.Event()
+
+        async def waits(name: str) -> Any:
+            await go.wait()
+            return Success(name)
+
+        stage.scripts["a"] = waits
         async with stage.worker(one) as worker:
             ids = [await worker.start(one, name) for name in "aaa"]
-            await stage.at_gate("a")
-            stage.scripts.clear()
-            stage.open_gate("a")
+            await eventually(lambda: len(stage.calls) == 3, "all run")
+            go.set()
             await eventually(lambda: worker.committer.full, "it knows that there is no room")
             assert not worker.has_room
             assert [(await stage.row(id))["status"] for id in ids] == ["running"] * 3
             await full(stage, False)
-            for gate in list(stage.gates):
-                stage.open_gate(gate)
-            stuck = [id for id in ids if id in worker.residents]
-            await eventually(lambda: not worker.committer.full, "it knows that there is room")
-            stage.scripts.clear()
-            assert stuck
-            for name in list(stage.gates):
-                stage.open_gate(name)
-            await eventually(lambda: ended(stage, ids[-1]), "the last one ended")
-        assert stage.counts["a"] >= 3
+            assert [await asyncio.wait_for(worker.wait(id), 60) for id in ids] == [Success("a")] * 3
+            assert not worker.committer.full and worker.has_room, "it knows that there is room"
+        assert stage.counts == {"a": 3}
 
     async def test_claims_wait_too(self, stage: Stage) -> None:
         async with stage.worker(one) as worker:
@@ -185,10 +214,6 @@ class TestNoRoom:
             await full(stage, False)
             assert [await asyncio.wait_for(worker.wait(one), 60) for one in (id, other)] == [Success("a"), Success("b")]
         assert stage.counts == {"a": 1, "b": 1}
-
-
-async def ended(stage: Stage, id: str) -> bool:
-    return (await stage.row(id))["status"] in ENDED
 
 
 async def full(stage: Stage, on: bool) -> None:
@@ -220,8 +245,8 @@ class TestRefused:
             with capture_logs() as logs:
                 await stage.watcher.execute(NEWER)
                 await eventually(lambda: worker.outdated is not None, "it knows")
-                id = await worker.start(one, "b")
-                await eventually(lambda: worker._look_at > 0, "it looks")
+                id, looked = await worker.start(one, "b"), worker._look_at
+                await eventually(lambda: worker._look_at > looked, "it looks again")
                 assert (await stage.row(id))["owner"] is None
             assert [line["event"] for line in logs if line["log_level"] == "error"] == ["worker.outdated"]
             await stage.watcher.execute(NEWER.replace("9999_later", "0001_journal"))

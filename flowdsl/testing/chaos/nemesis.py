@@ -6,7 +6,7 @@ import asyncio
 import random
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 
 from attrs import define, field
@@ -23,6 +23,10 @@ DECK: dict[str, int] = {
     "kill service": 2, "rolling deploy": 1,
 }  # fmt: skip
 """One deal: how often each is played before all are shuffled again."""
+CLAIMS = 8
+"""Claims of what a new release started, before the last workers of the one before it are told to stop: each might have been theirs."""
+PATIENCE = 30.0
+"""Seconds that a deploy waits for them: it may fall into an outage."""
 
 
 @define
@@ -55,13 +59,20 @@ class Nemesis:
     targets: Targets
     chance: random.Random
     lease: float
-    tallies: dict[str, Tally] = field(factory=lambda: {kind: Tally() for kind in DECK})
+    deck: Mapping[str, int] = field(factory=lambda: DECK)
+    tallies: dict[str, Tally] = field(init=False)
     log: list[str] = field(factory=list[str])
     current: str = ""
+    _spared: Child | None = None
+    """A worker of the old release while there are new ones: nobody kills it."""
+    _deploy: asyncio.Task[None] | None = None
     _lasting: set[asyncio.Task[None]] = field(factory=set[asyncio.Task[None]])
 
+    def __attrs_post_init__(self) -> None:
+        self.tallies = {kind: Tally() for kind in self.deck}
+
     def deal(self) -> list[str]:
-        cards = [kind for kind, count in DECK.items() for _ in range(count)]
+        cards = [kind for kind, count in self.deck.items() for _ in range(count)]
         self.chance.shuffle(cards)
         return cards
 
@@ -76,13 +87,17 @@ class Nemesis:
     async def play(self, kind: str) -> None:
         self.current = kind
         before = time.time()
-        acts: dict[str, Callable[[], Awaitable[int]]] = {
+        acts: dict[str, Callable[[], Awaitable[int | None]]] = {
             "kill worker": self._kill_worker, "freeze worker": self._freeze_worker, "stop worker": self._stop_worker,
             "kill backends": self._kill_backends, "immediate stop": self._immediate_stop, "kill postmaster": self._kill_postmaster,
             "cut": self._cut, "swallow": self._swallow, "late commit": self._late_commit, "slow": self._slow, "kill front": self._kill_front,
             "kill service": self._kill_service, "rolling deploy": self._rolling_deploy,
         }  # fmt: skip
         met = await acts[kind]()
+        if met is not None:
+            self._tell(kind, before, met)
+
+    def _tell(self, kind: str, before: float, met: int) -> None:
         tally = self.tallies[kind]
         tally.tried += 1
         tally.hit += met > 0
@@ -105,6 +120,8 @@ class Nemesis:
         awake = {child.pid: child for child in self.targets.crew.seats if child.alive and not child.frozen}
         if len(awake) < 2:
             return None
+        if self._spared is not None:
+            awake.pop(self._spared.pid, None)
         query = (
             "select w.pid, count(*) from flowdsl.executions x join flowdsl.workers w on w.id = x.owner"
             " where w.pid = any($1::int[]) and not w.gone group by w.pid"
@@ -236,18 +253,39 @@ class Nemesis:
         await self.targets.links.do("delay", seconds=0)
         return met if alive else 0
 
-    async def _rolling_deploy(self) -> int:
-        """Half of the workers, the service, the other half: each is told to stop, and is followed by one of the next release."""
+    async def _rolling_deploy(self) -> None:
+        """Half of the workers, the service, the other half: each is told to stop, and followed by one of the next release. Told once it is over."""
         crew = self.targets.crew
-        crew.environment[RELEASE] = str(min(RELEASES, int(crew.environment[RELEASE]) + 1))
-        self._last(self._replace(list(crew.seats)))
-        return int((await self.targets.postgres.rows("select count(*) from flowdsl.executions where owner is not null"))[0][0])
+        if self._deploy is None or self._deploy.done():
+            release = int(crew.environment[RELEASE]) + 1
+            crew.environment[RELEASE] = str(min(RELEASES, release))
+            self._deploy = self._last(self._replace(list(crew.seats), release))
 
-    async def _replace(self, old: list[Child]) -> None:
-        for place, child in enumerate(old):
-            if place == len(old) // 2 and (service := self.targets.service()) is not None:
-                service.signal(signal.SIGTERM)
+    async def _replace(self, old: list[Child], release: int) -> None:
+        before, half, met = time.time(), len(old) // 2, 0
+        self._spared = next((child for child in reversed(old) if child.alive and not child.killed), None)
+        old.sort(key=lambda child: child is self._spared)
+        for child in old[:half]:
             await self._follow(child)
+        if (service := self.targets.service()) is not None:
+            service.signal(signal.SIGTERM)
+        if release <= RELEASES:
+            met = await self._beside(old, release)
+        self._spared = None
+        for child in old[half:]:
+            await self._follow(child)
+        self._tell("rolling deploy", before, met)
+
+    async def _beside(self, old: list[Child], release: int) -> int:
+        """Half way, for a while: how many executions of the new release there were while a worker of the one before it could have taken them."""
+        query = "select count(*), coalesce(sum(epoch), 0) from flowdsl.executions where version = $1"
+        found, until = 0, time.monotonic() + PATIENCE
+        while any(child.alive and not child.killed for child in old):
+            found, claims = (await self.targets.postgres.rows(query, release))[0]
+            if claims >= CLAIMS or time.monotonic() > until:
+                break
+            await asyncio.sleep(0.05)
+        return int(found)
 
     async def _follow(self, child: Child) -> None:
         """That one stops, once it can be told to, and another one takes its seat."""
@@ -255,7 +293,7 @@ class Nemesis:
         child.signal(signal.SIGTERM)
         await _until(lambda: not child.alive and all(seat.alive for seat in self.targets.crew.seats))
 
-    def _last(self, work: Awaitable[None]) -> None:
+    def _last(self, work: Awaitable[None]) -> asyncio.Task[None]:
         async def run() -> None:
             with suppress(asyncio.CancelledError):
                 await work
@@ -263,6 +301,7 @@ class Nemesis:
         task = asyncio.create_task(run())
         self._lasting.add(task)
         task.add_done_callback(self._lasting.discard)
+        return task
 
 
 async def _until(so: Callable[[], bool]) -> None:

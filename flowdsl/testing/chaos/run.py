@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from attrs import define, field, frozen
 
@@ -113,6 +113,8 @@ class Run:
     wish: Wish
     folder: Path
     tell: Tell
+    deck: ClassVar[Mapping[str, int]] = DECK
+    patience: ClassVar[float] = PATIENCE
     progress: Progress = field(factory=Progress)
     _front: Child | None = None
     _asking: int = 0
@@ -180,13 +182,13 @@ class Run:
 
     async def _hurt(self, targets: Targets, environment: dict[str, str], listening: socket.socket | None) -> None:
         """The workload and the faults, side by side."""
-        nemesis = Nemesis(targets, random.Random(f"{self.wish.seed}/nemesis"), self.wish.lease)
+        nemesis = Nemesis(targets, random.Random(f"{self.wish.seed}/nemesis"), self.wish.lease, self.deck)
         self._faults = nemesis.tallies
         self.progress.phase = "chaos"
         began = time.time() + 1.0
         serving = asyncio.create_task(self._serve(environment, began, listening))
         watching = asyncio.create_task(self._watch(targets.postgres, nemesis))
-        pause = min(0.6, max(0.3, self.wish.span / sum(DECK.values()) * 0.5))
+        pause = min(0.6, max(0.3, self.wish.span / sum(self.deck.values()) * 0.5))
 
         def enough() -> bool:
             """Also when nothing goes on any more: faults for ever would hide what is stuck."""
@@ -196,7 +198,7 @@ class Run:
             await asyncio.sleep(2.0)  # something is to be under way when the first fault comes
             await nemesis.rage(pause, enough)
             await nemesis.heal()
-            await asyncio.wait([serving], timeout=PATIENCE)
+            await asyncio.wait([serving], timeout=self.patience)
             if serving.done():
                 await serving
         finally:
@@ -246,7 +248,7 @@ class Run:
         async with await Store.open(targets.postgres.dsn, size=2) as store:
             for schedule in deployment.schedules:
                 await pause(store, schedule.id)
-            while time.monotonic() < begun + PATIENCE:
+            while time.monotonic() < begun + self.patience:
                 await self._relieve(targets.postgres, store)
                 await self._count(targets.postgres)
                 if not self.progress.open:

@@ -383,11 +383,18 @@ def deployed(version: int) -> Workflow[Order, int, Problem]:
     return deployed
 
 
-@workflow("chaos.tick")
-def tick(order: Order) -> Steps[int, Problem]:
-    """Started by the clock alone."""
-    here = (yield from execution()).id
-    return (yield from effect(Ask(order.label(here), 1))).value
+def ticking(version: int) -> Workflow[Order, int, Problem]:
+    """Started by the clock alone: in the version of the newest release, while workers of the one before it are there too."""
+
+    @workflow("chaos.tick", version=version)
+    def tick(order: Order) -> Steps[int, Problem]:
+        here = (yield from execution()).id
+        value = (yield from effect(Ask(order.label(here), version))).value
+        for _ in range(2):  # each time anybody may go on with it
+            yield from sleep(f"{order.pause}ms")
+        return value
+
+    return tick
 
 
 WORKFLOWS: list[Workflow[Any, Any, Any]] = [
@@ -397,11 +404,12 @@ WORKFLOWS: list[Workflow[Any, Any, Any]] = [
 
 
 def deployment_of(release: int) -> Deployment:
-    """What runs from that release on: the new version of a workflow, and those that executions of earlier ones still have."""
+    """What runs from that release on: the new versions of two workflows, and those that executions of earlier ones still have."""
+    ticks = [ticking(version) for version in range(1, release + 1)]
     return Deployment(
-        workflows=[*WORKFLOWS, *(deployed(version) for version in range(1, release + 1))],
+        workflows=[*WORKFLOWS, *(deployed(version) for version in range(1, release + 1)), *ticks],
         bindings=BINDINGS,
-        schedules=[Schedule.every(f"{TICK}s", tick, Order(-1, "tick", 0, 0, 0), id="chaos-tick", overlap="allow", catch_up="all")],
+        schedules=[Schedule.every(f"{TICK}s", ticks[-1], Order(-1, "tick", 0, 0, 300), id="chaos-tick", overlap="allow", catch_up="all")],
         migrations=[Path(__file__).parent / "tables"],
     )
 

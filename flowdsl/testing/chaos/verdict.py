@@ -281,6 +281,9 @@ def mails(trial: Trial) -> Iterator[str]:
 
 def versions(trial: Trial) -> Iterator[str]:
     """Each did what the release does that it was started with, whoever ran it."""
+    for id, row in trial.evidence.executions.items():
+        if row["workflow"] == SCHEDULED and row["status"] == "succeeded" and (value := exit_of(row)[1]) != row["version"]:
+            yield f"execution {id} ({SCHEDULED}): of version {row['version']}, and did what version {value} does"
     for order in trial.orders:
         row = trial.evidence.executions.get(trial.of_order(order) or "")
         if order.kind != "deployed" or row is None or row["status"] != "succeeded":

@@ -337,11 +337,14 @@ class Pool:
         self._waiters: deque[asyncio.Future[None]] = deque()
         self._closing = self._closed = False
 
+    def is_closing(self) -> bool:
+        return self._closing or self._closed
+
     def acquire(self, *, timeout: float | None = None) -> _Acquiring:
         return _Acquiring(self, timeout)
 
     async def _take(self, timeout: float | None) -> Connection:
-        if self._closing or self._closed:
+        if self.is_closing():
             raise asyncpg.InterfaceError("pool is closing" if not self._closed else "pool is closed")
         async with asyncio.timeout(timeout):
             while True:
