@@ -199,7 +199,7 @@ class Memory:
         """Does again what made it end badly, and first the same for the children that it waits for. Raises `CannotRetry`."""
         kept = self._kept[id]
         if kept.status in ("running", "suspended", "succeeded"):
-            raise CannotRetry(f"execution {id} has not failed: it is {kept.status}")
+            raise CannotRetry(f"execution {id} has not failed: its state is {kept.status}")
         plan = retried(self._subject(kept), by="", reason=reason)
         for child in plan.joins:
             if child in self._kept and self._kept[child].status in ("failed", "cancelled"):

@@ -59,6 +59,15 @@ def at(dsn: str, name: str) -> str:
     return urlunsplit(urlsplit(dsn)._replace(path=f"/{name}"))
 
 
+@pytest.fixture
+def tmp_path(tmp_path: Path) -> Path:
+    """A server that root starts runs as another user, who must get through: else its data go to /var/lib, and stay there."""
+    if os.geteuid() == 0:
+        for folder in (tmp_path, *(one for one in tmp_path.parents if one.name.startswith(("pytest-", "popen-")))):
+            folder.chmod(folder.stat().st_mode | 0o011)
+    return tmp_path
+
+
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"

@@ -29,7 +29,8 @@ from flowdsl.journal import codecs_of
 from flowdsl.postgres.store import NewStart, Store, connect
 from flowdsl.postgres.worker import new_id
 
-LEASE, PATIENCE = 2.0, 240.0
+LEASE, PATIENCE = 5.0, 400.0
+"""A worker of a busy machine that loses its lease is one killed too many: what it was about to submit is then nobody's for the whole silence."""
 ENOUGH = 12
 """Submissions under way, when there are more addresses than the provider takes at a time."""
 SECRET = "whsec_" + "ZW5yaWNobWVudCBkZW1v" * 2
@@ -39,11 +40,11 @@ CONFIGURED = {
     settings.DEBOUNCE: "1s",
     settings.BATCH: "25",
     settings.POLL: "3s",
-    settings.SILENCE: "60s",
+    settings.SILENCE: "100s",
     settings.LIMIT: "10m",
     callbacks.SECRET: SECRET,
 }
-"""Everything that takes hours in earnest takes seconds here."""
+"""What takes hours in earnest takes seconds here. The silence outlasts the kills: this provider charges again for what is submitted once more."""
 _INTERRUPTED = (
     "select distinct execution::text as id from flowdsl.journal"
     " where fingerprint like 'perform submit-to-fullenrich %' and convert_from(body, 'UTF8') like '%\"Interrupted\"%'"
@@ -173,10 +174,11 @@ class Play:
         """Once all that is to come has been taken by the provider, which answers nobody: what is cut short then has been taken for sure."""
         taken, held = {batch["own"] for batch in (await self._ask("ledger"))["batches"]}, (await self._ask("stats"))["held"]["answer"]
         ours = {row["id"] for row in await self._store.again("select id from enrichment.batches")}
+        ours -= {row["id"] for row in await self._store.again(_INTERRUPTED)}  # of these none is under way any more, taken or not
         whole = sum(states.values()) == self._plan.addresses and not states.get("pending")
         if not held or not ours <= taken or not (whole or len(held) >= ENOUGH):
             return False
-        await self._kill_worker(held[0], "while a submission was under way")
+        await self._kill_worker(held[-1], "while a submission was under way")  # the newest: its worker has not given up on the answer
         await self._close(answer=False)
         return True
 

@@ -163,7 +163,7 @@ async def _follow(
 
 
 async def _kill(screen: Screen, store: Store, stage: Stage, outcome: Outcome) -> dict[str, int]:
-    """Kills the worker whose executions have recorded most, and starts another. Gives what each of them had recorded by then."""
+    """Kills the worker whose entities have recorded most, and starts another. Gives what each of them had recorded by then."""
     busiest = await store.again(
         f"select pid from ({_OWNED}) owned where pid = any($1::int[]) group by pid order by sum(steps) desc limit 1", [*stage.workers]
     )
@@ -180,9 +180,9 @@ async def _kill(screen: Screen, store: Store, stage: Stage, outcome: Outcome) ->
 
 _OWNED = (
     "select x.id, w.pid, count(*) as steps from flowdsl.executions x join flowdsl.workers w on w.id = x.owner and not w.gone"
-    " join flowdsl.journal j on j.execution = x.id and j.kind <= 3 group by x.id, w.pid"
+    " join flowdsl.journal j on j.execution = x.id and j.kind <= 3 where x.parent is not null group by x.id, w.pid"
 )
-"""Executions that have recorded something, and who has them."""
+"""Entities that have recorded something, and who has them. Who has the parent alone has recorded steps too, and none that are shown."""
 
 
 async def _rows(store: Store, id: str, kept: dict[str, int]) -> list[Row]:

@@ -40,7 +40,7 @@ class NotFound:
     url: str
 
     def __str__(self) -> str:
-        return f"{self.url} is not there. Check the bucket and the key, then start the import again"
+        return f"{self.url} is not there. Check the address, then start the import again"
 
 
 @frozen

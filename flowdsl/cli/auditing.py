@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flowdsl.cli.edge import DATABASE, JSON, emit, on_store, only_json, shown
+from flowdsl.cli.edge import DATABASE, EXECUTION, JSON, emit, on_store, only_json, shown
 
 if TYPE_CHECKING:
     from flowdsl.postgres.audit import Anchor, Verdict
@@ -28,7 +28,7 @@ def audit() -> None:
 
 @audit.command("list", short_help="The newest rows.")
 @_TENANT
-@click.option("--execution", metavar="ID", help="About this execution only.")
+@click.option("--execution", type=EXECUTION, metavar="ID", help="About this execution only.")
 @click.option("--event", metavar="NAME", help="Of this kind only.")
 @click.option("--limit", type=click.IntRange(1), default=30, show_default=True, metavar="N")
 @DATABASE

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from flowdsl.cli.edge import DATABASE, DEPLOYMENT, LOGS, awaited, database_of, log_options
+from flowdsl.cli.edge import DATABASE, DEPLOYMENT, LOGS, aside, awaited, database_of, log_options
 from flowdsl.cli.serving import listening, serve
 
 HOST = "127.0.0.1"
@@ -45,6 +45,7 @@ def dev(
     for library in ("starlette", "uvicorn", "typed_settings", "watchfiles"):
         if find_spec(library) is None:  # told here, once, and not by each service that is begun
             raise ModuleNotFoundError(name=library)
+    aside(f"watching {Path.cwd()}; {deployment} is being loaded")  # a database may take its time
     with database_of(database) as choice:  # held here too: an embedded server stays up while the service is begun anew
         given = {"FLOWDSL_DATABASE_URL": choice.dsn} if database else {}
         options = ["--config", str(config)] if config is not None else []

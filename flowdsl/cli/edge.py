@@ -80,8 +80,17 @@ class Commands(click.Group):
             if extra is None:
                 raise
             raise Refusal(f"{library} is not installed: pip install 'flowdsl[{extra}]'") from None
+        except OSError as error:
+            if not of_a_file(error):
+                raise  # click ends quietly when nobody reads stdout any more
+            raise Refusal(f"{error.filename} cannot be used ({error.strerror}): name another place, or mend that one") from None
         except KeyboardInterrupt:
             raise click.exceptions.Exit(130) from None
+
+
+def of_a_file(error: BaseException) -> bool:
+    """Whether it is about a file that somebody named: what a connection meets has no name."""
+    return isinstance(error, OSError) and isinstance(error.filename, (str, bytes, os.PathLike))
 
 
 # Stdout
@@ -241,6 +250,8 @@ def database_of(said: str | None) -> Generator[Choice]:
             try:
                 yield choice
             except Exception as error:
+                if of_a_file(error) or (isinstance(error, BrokenPipeError) and _nobody_reads()):
+                    raise
                 if lost(error) or getattr(error, "sqlstate", None) in _AWAY:
                     raise refused(choice.dsn, error) from error
                 raise
@@ -248,6 +259,17 @@ def database_of(said: str | None) -> Generator[Choice]:
             raise
         except StoreError as error:
             raise StoreError(error.problem, error.remedy.replace("FLOWDSL_DATABASE_URL", choice.setting)) from error
+
+
+def _nobody_reads() -> bool:
+    """Whether stdout is a pipe whose reader is gone, as behind `| head`."""
+    import select
+
+    with suppress(OSError):
+        look = select.poll()
+        look.register(1 if _answer is None else _answer.fileno(), 0)
+        return any(found & (select.POLLERR | select.POLLHUP) for _, found in look.poll(0))
+    return False
 
 
 def on_store(said: str | None, work: Callable[[Store], Coroutine[Any, Any, int]]) -> None:
@@ -268,7 +290,7 @@ def on_store(said: str | None, work: Callable[[Store], Coroutine[Any, Any, int]]
             try:
                 return await work(store)
             except NotFound as error:
-                what = "schedules" if error.kind == "schedule" else "list"
+                what = {"schedule": "schedules", "key": "keys list"}.get(error.kind, "list")
                 raise Refusal(f"{error} `flowdsl {what}` shows what is in this database: {choice.source}") from None
 
     with database_of(said) as choice:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flowdsl.cli.edge import DATABASE, JSON, aside, emit, on_store, only_json, shown
+from flowdsl.cli.edge import DATABASE, JSON, Refusal, aside, emit, on_store, only_json, shown
 
 if TYPE_CHECKING:
     from flowdsl.postgres.keys import Key
@@ -81,9 +81,16 @@ def revoke(id: str, database: str | None, as_json: bool) -> None:
         only_json()
 
     async def work(store: Store) -> int:
-        from flowdsl.postgres.keys import revoke
+        from flowdsl.errors import NotFound
+        from flowdsl.postgres.keys import listed, revoke
 
-        key = await revoke(store, id, by=_BY)
+        try:
+            key = await revoke(store, id, by=_BY)
+        except NotFound:
+            named = [key.id for key in await listed(store) if key.name == id and key.revoked is None]
+            if not named:
+                raise
+            raise Refusal(f"{id!r} is a name, and several keys may have it: revoke {' or '.join(named)}") from None
         if as_json:
             emit(_facts(key))
         else:

@@ -28,6 +28,19 @@ def ended(one: Summary) -> dict[str, Any]:
     return facts
 
 
+def why_of(facts: dict[str, Any]) -> str:
+    """The failure or defect among facts, as text: a defect's own words, and where it was."""
+    import json
+
+    match facts.get("defect", facts.get("failure", "")):
+        case {"where": str(where), "message": str(message)}:
+            return f"{message} ({where})"
+        case str(text):
+            return text
+        case plain:
+            return json.dumps(plain, ensure_ascii=False)
+
+
 def facts_of(one: Summary) -> dict[str, Any]:
     """An execution for JSON."""
     return {

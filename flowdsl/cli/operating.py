@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,12 +60,12 @@ def _edits(pairs: tuple[str, ...]) -> Edits:
     found: dict[str, Any] = {}
     for pair in pairs:
         step, sign, text = pair.partition("=")
+        if not sign or not step:
+            raise Refusal(f"--set {pair}: write STEP=JSON, such as 2=7; `flowdsl journal ID` shows the steps")
         try:
             plain = json.loads(text)
         except ValueError as error:
             raise Refusal(f"--set {pair}: {text!r} is no JSON ({error}); write --set 2='\"text\"'") from None
-        if not sign or not step:
-            raise Refusal(f"--set {pair}: write STEP=JSON")
         match plain:
             case {"failure": failure} if len(plain) == 1:
                 found[step] = Written(FAILURE, json.dumps(failure, separators=(",", ":")).encode())
@@ -72,6 +74,20 @@ def _edits(pairs: tuple[str, ...]) -> Edits:
             case _:
                 found[step] = Written(SUCCESS, json.dumps(plain, separators=(",", ":")).encode())
     return found
+
+
+@contextmanager
+def _fitting(pairs: tuple[str, ...]) -> Generator[None]:
+    """What was set and is not of the step's type is told as what was typed."""
+    from flowdsl.codec import Undecodable
+
+    try:
+        yield
+    except Undecodable as error:
+        if not pairs:
+            raise
+        problems = "; ".join(f"{path}: {problem}" for path, problem in error.problems)
+        raise Refusal(f"--set {' --set '.join(pairs)} does not fit what that step may answer: {problems}") from None
 
 
 @click.command("signal", short_help="Send a signal.", epilog="Exit codes: 0 sent, or kept for who comes; 1 the execution has ended; 2 wrong input.")
@@ -295,7 +311,8 @@ def fork(
         only_json()
 
     async def work(operator: Operator, store: Store) -> int:
-        new = await operator.fork(id, _place(to), edits=_edits(edits), paused=paused, reason=reason)
+        with _fitting(edits):
+            new = await operator.fork(id, _place(to), edits=_edits(edits), paused=paused, reason=reason)
         if as_json:
             emit({"execution": new, "from": id})
         else:
@@ -318,7 +335,8 @@ def what_if(deployment: str, id: str, edits: tuple[str, ...], tenant: str, datab
         only_json()
 
     async def work(operator: Operator, store: Store) -> int:
-        found = await operator.what_if(id, _edits(edits))
+        with _fitting(edits):
+            found = await operator.what_if(id, _edits(edits))
         asked = [{"step": step, "what": what, "where": where} for step, what, where in found.asked]
         if as_json:
             emit({"exit": None if found.exit is None else str(found.exit), "asks": asked, "used": len(found.used), "unused": len(found.unused)})
@@ -349,7 +367,7 @@ def dead_list(workflow: str | None, limit: int, tenant: str, database: str | Non
         only_json()
 
     async def work(operator: Operator, store: Store) -> int:
-        from flowdsl.cli.looking import ended, facts_of
+        from flowdsl.cli.looking import ended, facts_of, why_of
         from flowdsl.cli.screen import Column, clock, name_of, table
 
         found = await operator.dead(workflow=workflow, limit=limit)
@@ -358,7 +376,7 @@ def dead_list(workflow: str | None, limit: int, tenant: str, database: str | Non
         elif not found:
             click.echo("no dead letters")
         else:
-            why = [str(one.cause or ended(one).get("failure") or ended(one).get("defect") or "").splitlines() for one in found]
+            why = [(one.cause or why_of(ended(one))).splitlines() for one in found]
             table(
                 Column("execution", [one.id for one in found]),
                 Column("status", [one.status for one in found]),

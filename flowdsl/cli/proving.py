@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from flowdsl.cli.edge import DATABASE, DEPLOYMENT, aside, on_store
+from flowdsl.cli.edge import DATABASE, DEPLOYMENT, EXECUTION, Refusal, aside, on_store
 from flowdsl.cli.loading import load
 
 if TYPE_CHECKING:
@@ -32,11 +32,15 @@ def repro(deployment: str, execution: str, output: Path | None, redact: bool, te
     if Path(execution).is_file():
         _write(Path(execution).read_text(encoding="utf-8"), execution, None, loaded, redact, output)
         return
+    try:
+        id = EXECUTION.convert(execution, None, None)
+    except Refusal as refusal:
+        raise Refusal(f"there is no file {execution!r} here, and {refusal.message}") from None
 
     async def work(store: Store) -> int:
         from flowdsl.postgres.moving import exported
 
-        _write(await exported(store, [execution], tenant=tenant), execution, execution, loaded, redact, output)
+        _write(await exported(store, [id], tenant=tenant), execution, id, loaded, redact, output)
         return 0
 
     on_store(database, work)

@@ -214,6 +214,8 @@ class _Watch:
     def taken(self) -> set[str]:
         files, self._files = self._files, set()
         self.changed.clear()
+        for file in files:
+            _forget_compiled(file)
         return files
 
     async def run(self, folders: tuple[Path, ...]) -> None:
@@ -226,6 +228,15 @@ class _Watch:
                 self.changed.set()
         except OSError as error:
             raise Refusal(f"files cannot be watched here ({error}): set WATCHFILES_FORCE_POLLING=true") from None
+
+
+def _forget_compiled(file: str) -> None:
+    """Python takes what it compiled for current when the source has the same size, and was written in the same second: so may the next edit be."""
+    from importlib.util import cache_from_source
+
+    if file.endswith(".py"):
+        with suppress(OSError, NotImplementedError):  # it was never compiled; or nothing is kept
+            os.unlink(cache_from_source(file))
 
 
 def _listed(files: set[str]) -> str:

@@ -88,7 +88,7 @@ def _asked(deployment: str, workflow: str, text: str | None, key: str | None) ->
 async def _run(
     deployment: Deployment, definition: Workflow[Any, Any, Any], request: Any, key: str | None, dsn: str, lease: float, as_json: bool
 ) -> int:
-    from flowdsl.cli.screen import counted
+    from flowdsl.cli.screen import counted, trouble_of
     from flowdsl.postgres.schema import migrate
     from flowdsl.postgres.store import Store
     from flowdsl.postgres.worker import ENDED, Tuning, Worker
@@ -112,7 +112,10 @@ async def _run(
             if stop.code:
                 aside(f"stopping: running activities get {tuning.grace:.0f} s to finish; the same signal again stops at once")
         summary = await store.summary(id)
+        trouble = await trouble_of(store, summary)
     code = _report(summary, definition, as_json)
+    if trouble:
+        aside(trouble)
     if not stop.code or summary.status in ENDED:
         return code
     keyed = summary.key is not None

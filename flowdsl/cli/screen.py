@@ -97,6 +97,8 @@ class Branch:
 
     summary: Summary
     children: tuple[Branch, ...] = ()
+    trouble: str = ""
+    """Which attempt failed last, if that is the newest that is recorded; asked for the first of a tree alone."""
 
     @property
     def settled(self) -> bool:
@@ -116,8 +118,8 @@ class Branch:
         """Of each execution its id and its line."""
         one = self.summary
         parts = [f"{one.id}  {'  ' * depth}{one.status:<9}  {name_of(one)}", progress(one), waits_for(one, self.open_children)]
-        cause = f"\n{_lines(one.cause)}" if one.cause else ""
-        yield one.id, "  ".join(filter(None, parts)) + cause
+        more = "".join(f"\n{_lines(text)}" for text in (one.cause, self.trouble) if text)
+        yield one.id, "  ".join(filter(None, parts)) + more
         for child in self.children:
             yield from child.lines(depth + 1)
 
@@ -140,7 +142,31 @@ async def _grown(store: Store, summary: Summary, known: dict[str, Branch], depth
     if depth == DEPTH:
         return Branch(summary)
     children = reversed(await store.list(parent=summary.id, limit=1000))
-    return Branch(summary, tuple([await _grown(store, child, known, depth + 1) for child in children]))
+    trouble = await trouble_of(store, summary) if depth == 0 else ""
+    return Branch(summary, tuple([await _grown(store, child, known, depth + 1) for child in children]), trouble)
+
+
+async def trouble_of(store: Store, one: Summary) -> str:
+    """What an attempt said that failed, where an open execution is to try again; else nothing."""
+    import json
+
+    from flowdsl.cli.looking import why_of
+    from flowdsl.errors import FlowError
+    from flowdsl.journal import ATTEMPT
+    from flowdsl.postgres.looking import entries
+
+    if one.status not in ("running", "suspended") or not one.entries:
+        return ""
+    tenant = (await store.tenants([one.id])).get(one.id, "")
+    try:
+        newest = await entries(store, tenant, one.id, first=one.entries - 1, limit=1)
+    except FlowError:  # its key is not here: the execution can be looked at all the same
+        return ""
+    if not newest or newest[-1].kind != ATTEMPT:
+        return ""
+    said, activity = json.loads(newest[-1].body), newest[-1].fingerprint.split()[1]
+    why = why_of(said).removesuffix(f" ({activity})")
+    return f"attempt {said['number']} of {activity} failed: {why}; again at {clock(datetime.fromisoformat(said['due']))}"
 
 
 def drawn(branch: Branch) -> Any:
@@ -183,8 +209,8 @@ def _label(branch: Branch) -> Text:
         if part:
             text.append(f"  {part}", style=style)
     text.append(f"  {one.id}", style="dim")
-    if one.cause:
-        text.append(f"\n{_lines(one.cause)}", style="red")
+    for more in filter(None, (one.cause, branch.trouble)):
+        text.append(f"\n{_lines(more)}", style="red")
     return text
 
 

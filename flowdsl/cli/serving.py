@@ -149,7 +149,7 @@ def listening(host: str, port: int) -> socket.socket:
         bound.listen(2048)  # who connects before the server is up waits for it
     except OSError as error:
         bound.close()
-        raise Refusal(f"cannot listen on {_shown(host)}:{port} ({error.strerror}): stop what does, or take another --port") from None
+        raise Refusal(f"cannot listen on {_shown(host)}:{port} ({error.strerror}): stop what listens there, or take another --port") from None
     return bound
 
 

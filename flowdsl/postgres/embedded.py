@@ -187,9 +187,9 @@ def _account() -> _Account:
 
 def _make_folder(folder: Path, account: _Account | None) -> None:
     """A folder appears with its owner: made beside, then renamed, for another process may look at it the moment it is there."""
-    if folder.is_dir():
-        return
     try:
+        if folder.is_dir():
+            return
         folder.parent.mkdir(parents=True, exist_ok=True)
         half = Path(mkdtemp(prefix=f"half-{folder.name}-", dir=folder.parent))
         if account is not None:

@@ -174,6 +174,8 @@ class Intake:
         resident.heartbeats = self._told.pop(one.id, {})
         self.coming.pop(one.id, None)
         worker.residents[one.id] = resident
+        if worker.spent.is_set():  # it became so while the claim was under way
+            resident.leave()
         return resident
 
     async def fetch_mailed(self) -> None:

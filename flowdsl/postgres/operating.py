@@ -223,7 +223,7 @@ class Operator:
         for attempt in range(ATTEMPTS):
             found = await self._found(id)
             if found.status not in allowed:
-                raise CannotRetry(f"execution {id} has not failed: it is {found.status}. Nothing was changed")
+                raise CannotRetry(f"execution {id} has not failed: its state is {found.status}. Nothing was changed")
             plan = planned(found.subject)
             if done is not None:
                 await self._retry_children(plan, event, allowed, done, planned)

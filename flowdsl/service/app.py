@@ -281,9 +281,16 @@ def _route(request: Request) -> str:
     return str(getattr(request.scope.get("route"), "path", "none"))
 
 
+_ELSEWHERE = {
+    404: "There is nothing at this path: GET /api/v1/openapi.json lists what there is.",
+    405: "This path has no such method: GET /api/v1/openapi.json lists what there is.",
+}
+"""What to do about a request that no route takes."""
+
+
 async def _refused(request: Request, error: HTTPException) -> Response:
     _count(request.app.state.service, request, "none", error.status_code)
-    return of_status(error.status_code, headers=error.headers).response()
+    return of_status(error.status_code, _ELSEWHERE.get(error.status_code, ""), headers=error.headers).response()
 
 
 async def _failed(request: Request, error: Exception) -> Response:

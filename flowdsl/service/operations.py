@@ -53,7 +53,7 @@ async def _done(call: Call, work: Awaitable[T]) -> T:
         raise Problem(404, f"no such {error.kind}", str(error)) from None
     except (StoreError, CannotRetry, Divergence) as error:
         state = (await looking.execution(call.store, call.tenant, id)).status
-        title = "code does not fit" if isinstance(error, Divergence) else f"it is {state}"
+        title = "code does not fit" if isinstance(error, Divergence) else f"its state is {state}"
         raise Problem(409, title, str(error), execution=id, state=state) from None
     except FlowError as error:
         raise invalid([("body", str(error))]) from None
@@ -168,7 +168,7 @@ async def _sent(call: Call, to: str, body: ToExecution | ToKey, workflow: tuple[
     said = await call.store.send(call.tenant, to, "signal", body.name, payload, delivery)
     if said == "ended":
         state = (await looking.execution(call.store, call.tenant, to)).status
-        raise Problem(409, f"it is {state}", f"execution {to} has ended already: it is {state}. Nothing was sent", execution=to, state=state)
+        raise Problem(409, f"its state is {state}", f"execution {to} has ended: its state is {state}. Nothing was sent", execution=to, state=state)
     outcome: Literal["sent", "again", "unmatched"] = "sent" if said == "sent" else "again" if said == "again" else "unmatched"
     return Reply(Sent(outcome, delivery), 202)
 

@@ -79,11 +79,24 @@ class Desk:
     async def tell(self, control: str, **asked: Any) -> dict[str, Any]:
         async with httpx2.AsyncClient(timeout=30) as client:
             answer = (await client.post(f"{self.standin}/_standin/{control}", json=asked)).raise_for_status()
-            return dict(answer.json())
+            return dict(answer.json()) if answer.content else {}
 
     async def ask(self, control: str) -> dict[str, Any]:
         async with httpx2.AsyncClient(timeout=30) as client:
             return dict((await client.get(f"{self.standin}/_standin/{control}")).raise_for_status().json())
+
+    async def ended_of_themselves(self, id: str, count: int) -> None:
+        """Waits until so many batches have ended beside this one: those that it left the rest to."""
+        query = (
+            "select count(*) >= $2 from flowdsl.executions where workflow = 'subscriber-enrichment' and id <> $1::uuid"
+            " and status in ('succeeded', 'failed', 'cancelled')"
+        )
+        await self.eventually(lambda: self.connection.fetchval(query, id, count))
+
+    async def waits_for_a_callback_alone(self, id: str) -> None:
+        """Until nothing but a callback, or the limit of an hour, can wake it."""
+        query = "select status = 'suspended' and wake > clock_timestamp() + interval '30 minutes' from flowdsl.executions where id = $1::uuid"
+        await self.eventually(lambda: self.connection.fetchval(query, id))
 
     async def submissions(self) -> list[dict[str, Any]]:
         return list((await self.ask("ledger"))["batches"])

@@ -34,22 +34,22 @@ class Storage:
         return f"{self.endpoint}/{self.bucket}/{place(url).unwrap().key}"
 
     def put(self, content: bytes, url: str | None = None) -> str:
-        httpx2.put(self._at(url or self.url), content=content, headers=SIGNED).raise_for_status()
+        httpx2.put(self._at(url or self.url), content=content, headers=SIGNED, timeout=60).raise_for_status()
         return url or self.url
 
     def get(self, url: str) -> bytes:
-        return httpx2.get(self._at(url), headers=SIGNED).raise_for_status().content
+        return httpx2.get(self._at(url), headers=SIGNED, timeout=60).raise_for_status().content
 
     def delete(self, url: str) -> None:
-        httpx2.delete(self._at(url), headers=SIGNED).raise_for_status()
+        httpx2.delete(self._at(url), headers=SIGNED, timeout=60).raise_for_status()
 
     def listed(self) -> list[str]:
-        text = httpx2.get(f"{self.endpoint}/{self.bucket}?list-type=2", headers=SIGNED).raise_for_status().text
+        text = httpx2.get(f"{self.endpoint}/{self.bucket}?list-type=2", headers=SIGNED, timeout=60).raise_for_status().text
         return [one.text or "" for one in Tree.fromstring(text).iter() if one.tag.endswith("}Key")]
 
     def keep_versions(self) -> None:
         body = "<VersioningConfiguration><Status>Enabled</Status></VersioningConfiguration>"
-        httpx2.put(f"{self.endpoint}/{self.bucket}?versioning", content=body.encode(), headers=SIGNED).raise_for_status()
+        httpx2.put(f"{self.endpoint}/{self.bucket}?versioning", content=body.encode(), headers=SIGNED, timeout=60).raise_for_status()
 
 
 @pytest.fixture(scope="session")
@@ -69,7 +69,7 @@ def s3_server() -> Iterator[str]:
 @pytest.fixture
 def storage(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Storage:
     made = Storage(s3_server, f"kitchen-{os.getpid()}-{next(_numbers)}")
-    httpx2.put(f"{s3_server}/{made.bucket}", headers=SIGNED).raise_for_status()
+    httpx2.put(f"{s3_server}/{made.bucket}", headers=SIGNED, timeout=60).raise_for_status()
     for name in ("AWS_ENDPOINT_URL", "AWS_SESSION_TOKEN", "IMPORTS_FOLDER"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3_server)

@@ -55,7 +55,13 @@ async def test_a_batch_has_a_history_and_is_counted(database: str, monkeypatch: 
         assert [one["position"] for one in entries] == list(range(len(entries)))
         history = (await desk.service.get("/api/v1/workflows/history", params={"workflow": "subscriber-enrichment"})).json()["executions"]
         assert [(one["id"], one["status"]) for one in history] == [(id, "succeeded")]
-        counted = parsed((await desk.service.get("/metrics")).text)
+
+        async def counted_by_now() -> Any:
+            """An end is counted once the worker has heard that it is recorded."""
+            found = parsed((await desk.service.get("/metrics")).text)
+            return found if found.get(("flowdsl_executions_ended_total", "succeeded", "subscriber-enrichment")) else None
+
+        counted = await desk.eventually(counted_by_now)
         assert counted["flowdsl_executions_ended_total", "succeeded", "subscriber-enrichment"] == 1
         assert counted["flowdsl_execution_seconds_count", "subscriber-enrichment"] == 1
         assert counted["flowdsl_attempts_total", "submit-to-fullenrich", "success"] == 1

@@ -7,6 +7,7 @@ import hmac
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from socket import socket
 from typing import Any
 
 import httpx2
@@ -57,7 +58,7 @@ async def test_a_batch_is_submitted_read_and_done(standin: str) -> None:
     id = answer["enrichment_id"]
     open = (await fetch_results(Fetch(id))).unwrap()
     assert (open.status, open.final, [one.profile for one in open.results]) == ("IN_PROGRESS", False, [None, None])
-    httpx2.post(f"{standin}/_standin/finish").raise_for_status()
+    httpx2.post(f"{standin}/_standin/finish", timeout=60).raise_for_status()
     done = (await fetch_results(Fetch(id))).unwrap()
     assert (done.status, done.final, [one.job for one in done.results]) == ("FINISHED", True, [1, 2])
     assert done.credits == sum(profile_of(job.email) is not None for job in BATCH.jobs)
@@ -66,9 +67,9 @@ async def test_a_batch_is_submitted_read_and_done(standin: str) -> None:
 
 async def test_a_batch_without_enough_credit_is_a_document_too(standin: str) -> None:
     id = (await at(standin).post(BULK, submission(BATCH, None))).unwrap()["enrichment_id"]
-    httpx2.post(f"{standin}/_standin/credits", json={"balance": 0}).raise_for_status()
-    httpx2.post(f"{standin}/_standin/finish").raise_for_status()
-    assert httpx2.get(f"{standin}/api/v2{BULK}/{id}", headers={"Authorization": "Bearer key"}).status_code == 402
+    httpx2.post(f"{standin}/_standin/credits", json={"balance": 0}, timeout=60).raise_for_status()
+    httpx2.post(f"{standin}/_standin/finish", timeout=60).raise_for_status()
+    assert httpx2.get(f"{standin}/api/v2{BULK}/{id}", headers={"Authorization": "Bearer key"}, timeout=60).status_code == 402
     assert (await fetch_results(Fetch(id))).unwrap().status == "CREDITS_INSUFFICIENT"
 
 
@@ -91,9 +92,10 @@ async def test_after_sixty_calls_in_a_minute_it_rests() -> None:
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
 async def test_nobody_there_is_a_request_that_was_not_sent(method: str) -> None:
-    with serve(create_app()) as url:
-        pass
-    answer: Any = await (at(url).get("/account/credits") if method == "GET" else at(url).post(BULK, submission(BATCH, None)))
+    with socket() as bound:  # and not listening: nobody else gets this port meanwhile
+        bound.bind(("127.0.0.1", 0))
+        nobody = at(f"http://127.0.0.1:{bound.getsockname()[1]}")
+        answer: Any = await (nobody.get("/account/credits") if method == "GET" else nobody.post(BULK, submission(BATCH, None)))
     assert isinstance(answer.failure(), Unavailable)
 
 

@@ -61,7 +61,9 @@ def attempt(execution: str) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-async def nothing_left() -> AsyncIterator[None]:
+async def nothing_left(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
+    """Nor does anything grow old, however long the machine stands still."""
+    monkeypatch.setattr(ahead, "KEPT", 10_000.0)
     yield
     ahead.forget_all()
 
@@ -81,9 +83,9 @@ async def test_a_page_that_stands_elsewhere_asks_for_itself() -> None:
     page, early, now = await first_page(), Asking(waits=True), Asking()
     with attempt("one"):
         ahead.begin(page, NEXT, early)
-        await asyncio.sleep(0)
-        assert await asyncio.wait_for(ahead.read(page, now), 5) == 1
-        await asyncio.wait_for(early.ended.wait(), 5)  # nobody comes for that one: it is given up
+        await until(lambda: early.count == 1)
+        assert await asyncio.wait_for(ahead.read(page, now), 60) == 1
+        await asyncio.wait_for(early.ended.wait(), 60)  # nobody comes for that one: it is given up
         assert await ahead.read(evolve(page, cursor=NEXT), now) == 2
 
 
@@ -106,7 +108,7 @@ async def test_nobody_comes_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     page, early, now = await first_page(), Asking(waits=True), Asking()
     with attempt("one"):
         ahead.begin(page, NEXT, early)
-        await asyncio.wait_for(early.ended.wait(), 5)
+        await asyncio.wait_for(early.ended.wait(), 60)
         assert await ahead.read(evolve(page, cursor=NEXT), now) == 1
 
 
@@ -135,7 +137,7 @@ def source(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not holds():
             await asyncio.sleep(0.01)
 

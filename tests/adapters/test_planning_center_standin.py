@@ -537,7 +537,7 @@ async def test_a_lagging_replica_names_rows_that_it_does_not_include(church: Org
 
 async def test_a_connection_is_dropped_in_mid_body(church: Organization) -> None:
     with serve(create_app(church, faults=only("dropped", 1))) as url:
-        async with httpx2.AsyncClient(base_url=f"{url}/people/v2", auth=OWNER) as client:
+        async with httpx2.AsyncClient(base_url=f"{url}/people/v2", auth=OWNER, timeout=60) as client:
             with pytest.raises(httpx2.TransportError):
                 await client.get("people")
             assert len((await client.get("people")).json()["data"]) == 25
@@ -561,7 +561,7 @@ def test_a_seed_names_the_faults() -> None:
 async def test_with_retries_everything_arrives_through_rough_weather(church: Organization) -> None:
     app = create_app(church, quota=PLENTY, faults=Faults.level("rough", 5))
     with serve(app) as url:
-        async with httpx2.AsyncClient(base_url=f"{url}/people/v2", auth=OWNER) as client:
+        async with httpx2.AsyncClient(base_url=f"{url}/people/v2", auth=OWNER, timeout=60) as client:
             found: set[str] = set()
             target: str | None = "emails?per_page=2"
             while target:
@@ -742,7 +742,7 @@ def test_orders_and_groups_stay_right_under_changes() -> None:
 def test_truth_change_stats_settle_over_http(church: Organization) -> None:
     app = create_app(church, faults=Faults.level("rough", 1), churn=Churn(every=1, changes=1000))
     keep, remove = (church.pick("Person", Random(seed)) or "" for seed in (1, 2))
-    with serve(app) as url, httpx2.Client(base_url=url) as control:
+    with serve(app) as url, httpx2.Client(base_url=url, timeout=60) as control:
         wishes: list[dict[str, Any]] = [
             {"change": "merge", "keep": keep, "remove": remove},
             {"change": "touch"},
@@ -799,7 +799,7 @@ def test_it_runs_as_a_process() -> None:
             assert process.stdout is not None
             line = process.stdout.readline()
             assert line.startswith("listening on http://127.0.0.1:")
-            answer = httpx2.get(f"{line.split()[-1]}/people/v2/people", auth=OWNER)
+            answer = httpx2.get(f"{line.split()[-1]}/people/v2/people", auth=OWNER, timeout=60)
             assert answer.json()["meta"]["total_count"] == 30
             assert answer.headers["x-pco-api-request-rate-limit"] == "7"
         finally:

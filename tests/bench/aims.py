@@ -71,7 +71,7 @@ def _verdicts(facts: Mapping[str, Any]) -> Iterator[Verdict]:
         yield verdict if verdict.met is not False else evolve(verdict, remark=why(facts))
 
 
-_SHARES = {"bare", "client", "ordered", "ends", "single"}
+_SHARES = {"bare", "client", "ends", "single"}
 _RATIOS: tuple[tuple[str, int, str, float], ...] = (
     ("seq", 256, "dbos", 50), ("seq", 256, "absurd", 15), ("seq", 256, "restate", 7), ("seq", 256, "bare", 0.35),
     ("seq", 32, "dbos", 40), ("seq", 32, "absurd8", 12), ("seq", 32, "bare", 0.30),

@@ -78,7 +78,7 @@ class Ours:
         others = (
             "select count(*) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid() and backend_type = 'client backend'"
         )
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while await self._watcher.fetchval(others):
                 await asyncio.sleep(0.01)
 

@@ -114,8 +114,7 @@ _ABOUT = {
     ),
     "people": (
         "Both read from the same stand-in, a process of its own on the same cores, with the same library, as many lists and requests at a time, and",
-        "a page ahead of what they write. The client knows nothing of quotas, of what moves meanwhile, or of what depends on what; a second one",
-        "reads in the manifest's order, as ours does: persons not before households, e-mails not before persons.",
+        "a page ahead of what they write. The client knows nothing of quotas, of what moves meanwhile, or of what depends on what.",
         "",
     ),
 }

@@ -73,7 +73,6 @@ PARTIES = {
         Party("ends", "group commit, starts and ends too", "limits"),
         Party("single", "a commit a row", "limits"),
         Party("client", "a client without a journal", "limits"),
-        Party("ordered", "the client, in the manifest's order", "limits"),
         Party("dbos", "DBOS", "dbos", ("dbos",)),
         Party("absurd", "Absurd", "absurd", ("absurd_sdk", "absurdctl", "psycopg")),
         Party("absurd8", "Absurd, 8 workers", "absurd", ("absurd_sdk", "absurdctl", "psycopg")),
@@ -84,7 +83,7 @@ PARTIES = {
         ),
     )
 }  # fmt: skip
-OURS, LIMITS = "ours", ("bare", "ends", "single", "client", "ordered")
+OURS, LIMITS = "ours", ("bare", "ends", "single", "client")
 PEERS = tuple(name for name in PARTIES if name not in (OURS, *LIMITS))
 
 

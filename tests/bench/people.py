@@ -1,7 +1,5 @@
 """A sync of an organization over HTTP: ours, with a journal, beside a client that asks for the same lists and writes the same rows, with none.
 
-The client reads what it likes when it likes; in another round it keeps the manifest's order as ours must: what that costs is no journal's doing.
-
 Both read from a stand-in process without faults and with a quota that is never reached. What bounds them first is the stand-in.
 """
 
@@ -47,7 +45,7 @@ async def measured(url: str, name: str, people: int) -> Figures:
     async with scratch(url, f"people_{name}") as dsn:
         await migrate(dsn, deployment.migrations)
         async with _source(people) as (stage, address):
-            took, cpu, entries = await (_synced(stage, dsn) if name == "ours" else _read(address, dsn, in_order=name == "ordered"))
+            took, cpu, entries = await (_synced(stage, dsn) if name == "ours" else _read(address, dsn))
             asked = httpx2.get(f"{address}/_standin/stats", timeout=30).json()
         connection = await asyncpg.connect(dsn)
         written = await connection.fetchval("select count(*) from sync.records where deleted_at is null")
@@ -95,9 +93,8 @@ async def _synced(stage: Stage, dsn: str) -> tuple[float, float, int]:
 # The bare client
 
 
-async def _read(address: str, dsn: str, *, in_order: bool) -> tuple[float, float, int]:
-    """Seconds, and CPU seconds; it has no journal. `in_order`: what the manifest says must be there before, is, as with ours."""
-    graph = plan(PEOPLE, "full").unwrap()
+async def _read(address: str, dsn: str) -> tuple[float, float, int]:
+    """Seconds, and CPU seconds; it has no journal."""
     begun, used = time.perf_counter(), time.process_time()
     headers = dict(Settings(address, "app_id:secret", "bench").headers)
     async with asyncpg.create_pool(dsn, min_size=AT_A_TIME, max_size=AT_A_TIME) as pool, httpx2.AsyncClient(headers=headers, timeout=60) as client:
@@ -106,15 +103,14 @@ async def _read(address: str, dsn: str, *, in_order: bool) -> tuple[float, float
         read = {entity.name: asyncio.Event() for entity in PEOPLE.entities}
 
         async def one(entity: Entity) -> None:
-            needs = graph.dependencies[entity.name]
-            for name in (*needs.hard, *needs.soft) if in_order else (entity.owner_entity or "",) if entity.nested else ():
-                await read[name].wait()
+            if entity.nested:
+                await read[entity.owner_entity or ""].wait()
             async with room:
                 await (reader.by_owner(entity) if entity.nested else reader.pages(entity))
             read[entity.name].set()
 
         await asyncio.gather(*map(one, PEOPLE.entities))
-        for link in graph.links:
+        for link in plan(PEOPLE, "full").unwrap().links:
             await reader.link(link)
     return time.perf_counter() - begun, time.process_time() - used, 0
 

@@ -13,7 +13,7 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from tests.bench import people, waiting
+from tests.bench import measured, people, waiting
 from tests.bench.bare import TABLES, Ends, Rows, Single, Writer
 from tests.bench.entrant import KINDS
 from tests.bench.measured import Figures
@@ -25,6 +25,12 @@ from tests.bench.workloads import WORKLOADS
 from tests.postgres.scene import eventually
 
 STEPS = "select count(*) from flowdsl.journal where kind = 1 and fingerprint like 'perform bench.note %'"
+
+
+@pytest.fixture(autouse=True)
+def windows_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until steps enough were seen, however long the machine stands still."""
+    monkeypatch.setattr(measured, "LONGEST", 10_000)
 
 
 async def asked(dsn: str, query: str) -> Any:
@@ -127,15 +133,15 @@ async def test_a_commit_a_row_and_wide_limits_count_their_rows(database: str, mo
         await ends.children(15, 0)
         assert await asked(database, "select count(*) from bare_rows") - before == 25 + 1 + 15 + 1
         assert await asked(database, "select count(*) from bare_flows where state = 2") == 15
-        assert (await rows.seq(2, 0.05)).count > 0
+        assert (await rows.seq(2, 0.2)).count > 0
 
 
 async def test_a_sync_and_the_client_beside_it_write_the_same_rows(server: str) -> None:
-    with_journal, without, ordered = [await people.measured(server, name, 30) for name in ("ours", "client", "ordered")]
-    assert with_journal.count == without.count == ordered.count > 30
-    assert with_journal.more["links"] == without.more["links"] == ordered.more["links"] > 10
-    assert with_journal.more["entries"] > 30 and without.more["entries"] == ordered.more["entries"] == 0
-    assert with_journal.more["requests"] >= without.more["requests"] == ordered.more["requests"] > 10
+    with_journal, without = [await people.measured(server, name, 30) for name in ("ours", "client")]
+    assert with_journal.count == without.count > 30
+    assert with_journal.more["links"] == without.more["links"] > 10
+    assert with_journal.more["entries"] > 30 and without.more["entries"] == 0
+    assert with_journal.more["requests"] >= without.more["requests"] > 10
 
 
 async def test_dbos_does_what_is_counted(database: str) -> None:
@@ -143,7 +149,7 @@ async def test_dbos_does_what_is_counted(database: str) -> None:
     async with field({"dbos": database}) as found:
         steps = "select count(*) from dbos.operation_outputs"
         figures = await found.measured("dbos", "seq", 3, 0.1)
-        assert figures.more["total"] == await asked(database, steps) - 1 >= figures.count > 0  # one came before, to warm up
+        assert figures.more["total"] == await asked(database, steps) - 1 >= max(1, figures.count)  # one came before, to warm up
         before = await asked(database, steps)
         await found.measured("dbos", "fanout", 12, 0)
         assert await asked(database, steps) - before == 12 + 10
@@ -207,7 +213,7 @@ async def test_the_slow_disk_is_the_server_s_for_as_long_as_it_is_wanted(server:
 def test_every_workload_says_who_takes_part_and_can_be_asked_of_them() -> None:
     for workload in WORKLOADS.values():
         for size in (*workload.who, *workload.quick):
-            for name in set(workload.parties(size)) - {"client", "ordered"}:
+            for name in set(workload.parties(size)) - {"client"}:
                 module, kind = KINDS[name]
                 assert find_spec(module) is not None, module
                 if name in ("ours", "bare", "ends", "single"):

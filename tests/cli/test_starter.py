@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+PYTEST = ["-p", "no:schemathesis", "-p", "no:cacheprovider", "--hypothesis-profile=ci"]
+"""That profile has no deadline for an example: a machine that is busy is no failure."""
 LONG = pytest.mark.skipif(not os.environ.get("FLOWDSL_LONG"), reason="the long form: FLOWDSL_LONG=1")
 
 
@@ -44,7 +46,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_its_tests_pass_and_its_demo_kills_a_worker(shop: Path, database: str) -> None:
     active = {"VIRTUAL_ENV": sys.prefix}  # the environment that we run in has all of it: none is made
-    tests = run(shop, "./dev", "test", "-p", "no:schemathesis", "-p", "no:cacheprovider", **active)
+    tests = run(shop, "./dev", "test", *PYTEST, **active)
     assert tests.returncode == 0 and re.search(r"\b9 passed", tests.stdout), tests.stdout + tests.stderr
     demo = run(shop, "./dev", "demo", FLOWDSL_DATABASE_URL=database, **active)
     log = (shop / "demo.log").read_text()
@@ -70,8 +72,7 @@ def test_without_its_undo_a_drawn_world_finds_the_bug(shop: Path, tmp_path: Path
     line = "    yield from pure(order.id).compensate(refund)\n"
     assert line in orders.read_text()
     orders.write_text(orders.read_text().replace(line, ""))
-    options = ["-p", "no:schemathesis", "-p", "no:cacheprovider", "tests/test_worlds.py"]
-    done = run(copied, "./dev", "test", *options, VIRTUAL_ENV=sys.prefix)
+    done = run(copied, "./dev", "test", *PYTEST, "tests/test_worlds.py", VIRTUAL_ENV=sys.prefix)
     assert done.returncode == 1 and "test_nobody_pays_for_what_is_not_sent" in done.stdout
     assert re.search(r"charge\(.*\n(.*\n)*?.*undo: release", done.stdout), done.stdout
 
@@ -227,7 +228,7 @@ def test_the_same_with_only_the_wheel(tmp_path: Path, database: str) -> None:
     assert made.returncode == 0, made.stderr
     told = run(tmp_path / "shop", python, "-m", "flowdsl", "dev", "shop.deployment:deployment", FLOWDSL_DATABASE_URL=database)
     assert told.returncode == 2 and "pip install 'flowdsl[service]'" in told.stderr, told.stderr
-    tests = run(tmp_path / "shop", "./dev", "test")
+    tests = run(tmp_path / "shop", "./dev", "test", "--hypothesis-profile=ci")
     assert tests.returncode == 0 and "9 passed" in tests.stdout and "making .venv with uv" in tests.stderr, tests.stdout + tests.stderr
     demo = run(tmp_path / "shop", "./dev", "demo", FLOWDSL_DATABASE_URL=database)
     assert demo.returncode == 0 and "making" not in demo.stderr, demo.stdout + demo.stderr

@@ -121,6 +121,9 @@ class InMemory(World):
     async def settle(self) -> None:
         await self._go(timedelta(seconds=SOON))
 
+    async def heard(self, id: str) -> None:
+        """It hears at once."""
+
     async def called(self, contract: Activity[Any, Any, Any], times: int = 1) -> None:
         await self._go(timedelta(seconds=SOON), lambda: self.count(contract) >= times)
         assert self.count(contract) >= times, f"{contract.name} was called {self.count(contract)} times"

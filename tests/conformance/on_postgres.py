@@ -228,7 +228,12 @@ class OnPostgres(World):
             return (await self._stored(id))["status"] in (*ENDED, "blocked")
 
         await eventually(is_so, f"{id} has ended", PATIENCE)
+        await eventually(lambda: self._told(id), f"its process knows that {id} has ended", PATIENCE)
         return str((await self._stored(id))["status"])
+
+    def _told(self, id: str) -> bool:
+        """Whether its process has heard of all that is recorded of it: one that dies just after an entry is dead then."""
+        return self.worker is None or self.worker.dead or not self.worker.committer.has(id)
 
     async def settle(self) -> None:
         query = (
@@ -240,6 +245,13 @@ class OnPostgres(World):
             return bool(await self.store.pool.fetchval(query, SOON))
 
         await eventually(at_rest, "everything has ended or waits", PATIENCE)
+
+    async def heard(self, id: str) -> None:
+        async def so() -> bool:
+            return not await self.store.pool.fetchval("select exists (select 1 from flowdsl.mailbox where execution = $1)", id)
+
+        await eventually(so, f"{id} has taken its mail", PATIENCE)
+        await eventually(lambda: self._told(id), f"its process knows that {id} has taken it", PATIENCE)
 
     async def called(self, contract: Activity[Any, Any, Any], times: int = 1) -> None:
         await eventually(lambda: self.count(contract) >= times, f"{contract.name} was called {times} times", PATIENCE)

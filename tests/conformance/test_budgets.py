@@ -62,12 +62,25 @@ async def slow(name: str) -> Any:
 
 async def test_no_more_than_so_many_at_a_time(world: World) -> None:
     await world.deploy(lines)
-    world.does(lined, slow)
+    running, most = 0, 0
+
+    async def counted(name: str) -> Any:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        try:
+            return await slow(name)
+        finally:
+            running -= 1
+
+    world.does(lined, counted)
     id = await world.start(lines, 6)
     assert await world.exit(id) == Success([str(at) for at in range(6)])
-    ends = [entry.at for entry in await world.journal(id)]
-    least = timedelta(seconds=SLOW / 2)  # clocks are read anew now and then
-    assert all(third - first >= least for first, third in zip(ends, ends[2:], strict=False)), "of three ends, one began after another's end"
+    assert most <= 2
+    if world.kind == "memory":  # where they run one after the other, by its clock side by side
+        ends = [entry.at for entry in await world.journal(id)]
+        least = timedelta(seconds=SLOW)
+        assert all(third - first >= least for first, third in zip(ends, ends[2:], strict=False)), "of three ends, one began after another's end"
 
 
 async def test_no_more_than_so_many_in_a_span(world: World) -> None:

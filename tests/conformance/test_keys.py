@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, Never
 
 import pytest
@@ -73,22 +74,32 @@ def statuses(orders: list[Order]) -> Steps[dict[str, Status], Refused]:
 ALL = (joins, after_close, after_failure, rejects, open_one, unkeyed)
 
 
+def held(world: World) -> Callable[[], None]:
+    """Nothing ends before what this gives is called."""
+    over: list[bool] = []
+
+    async def holds(name: str) -> Any:
+        while not over:
+            await asyncio.sleep(0.005)
+        return Success(name)
+
+    world.does(plain, holds)
+    return lambda: over.append(True)
+
+
 @pytest.mark.parametrize("how", ["joins", "after_close", "after_failure", "rejects"])
 async def test_while_it_is_open_a_second_start_is_never_a_second_execution(world: World, how: str) -> None:
     one = {"joins": joins, "after_close": after_close, "after_failure": after_failure, "rejects": rejects}[how]
     await world.deploy(*ALL)
 
-    async def slow(name: str) -> Any:
-        await asyncio.sleep(0.1)
-        return Success(name)
-
-    world.does(plain, slow)
+    let_go = held(world)
     id = await world.start(one, Order(1))
     if how == "rejects":
         with pytest.raises(Rejected, match=id):
             await world.start(one, Order(1))
     else:
         assert await world.start(one, Order(1)) == id
+    let_go()
     assert await world.exit(id) == Success("") and world.count(plain) == 1
 
 
@@ -172,10 +183,11 @@ async def test_a_key_may_be_given_with_the_start(world: World) -> None:
 
 async def test_of_many_starters_at_once_one_wins(world: World) -> None:
     await world.deploy(*ALL)
+    let_go = held(world)
     ids = await asyncio.gather(*(world.start(after_close, Order(7)) for _ in range(12)))
-    for id in set(ids):
-        await world.exit(id)
-    assert len(set(ids)) == world.count(plain) and len(set(ids)) < 12
+    let_go()
+    assert await world.exit(ids[0]) == Success("")
+    assert len(set(ids)) == 1 == world.count(plain)
 
 
 async def test_two_children_with_one_key_are_one(world: World) -> None:

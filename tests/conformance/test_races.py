@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any, Never
 
 import pytest
@@ -154,7 +155,8 @@ async def test_a_late_answer_of_the_loser_goes_nowhere(world: World) -> None:
         return first
 
     async def slow(name: str) -> Any:
-        await asyncio.sleep(2)  # far behind the timer, also on a machine that stands still for a moment
+        with suppress(asyncio.CancelledError):  # it is told that it has lost, and answers all the same
+            await asyncio.sleep(60)
         return Success(name)
 
     await world.deploy(late_loser)

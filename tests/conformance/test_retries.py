@@ -161,8 +161,10 @@ async def test_jitter_lengthens_the_wait_by_its_share_at_most_and_is_drawn_once(
     world.dies(after=1)
     id = await world.start(every_kind, "jitters")
     assert await world.exit(id) == NO
-    waits = await pauses(world, id)
-    assert len(waits) == 2 and waits[0] != waits[1] and all(ms(20)[0] <= wait <= ms(30)[0] for wait in waits)
+    waits, cut = await pauses(world, id), [entry for entry in await world.journal(id) if entry.kind == INTERRUPTED]
+    assert len(waits) + len(cut) == 2 and len(set(waits)) == len(waits) and all(ms(20)[0] <= wait <= ms(30)[0] for wait in waits)
+    # Had it died in memory, and the take-over taken longer than the delay, the next attempt would count as made.
+    assert waits and (world.kind == "postgres" or not cut)
 
 
 async def test_a_failure_may_say_when_it_is_worth_trying_again(world: World) -> None:

@@ -110,15 +110,25 @@ async def test_silence_between_heartbeats_ends_an_attempt(world: World) -> None:
 async def test_heartbeats_keep_a_long_attempt_alive(world: World) -> None:
     await world.deploy(one_watched)
 
+    silences: list[float] = []
+
     async def beats(name: str) -> Result[str, TimedOut]:
+        clock = asyncio.get_running_loop().time
         for step in range(8):
             this_attempt().heartbeat(step)
-            await asyncio.sleep(0.05)
+            beat = clock()
+            try:
+                await asyncio.sleep(0.05)
+            finally:
+                silences.append(clock() - beat)
         return Success(name)
 
     world.does(watched, beats)
-    assert await world.run(one_watched, "a") == Success("a")
-    assert world.count(watched) == 1
+    exit = await world.run(one_watched, "a")
+    if max(silences) < 0.2:
+        assert exit == Success("a") and world.count(watched) == 1
+    else:  # the machine stood still between two beats: then it was silent indeed
+        assert world.kind == "postgres" and exit in (Success("a"), Failure(TimedOut("200ms")))
 
 
 async def test_what_a_heartbeat_told_reaches_the_next_attempt(world: World) -> None:
@@ -163,14 +173,14 @@ async def test_all_attempts_together_have_a_limit(world: World) -> None:
     world.answers(bounded, Failure(Refused("no")))
     exit = await world.run(one_bounded, "a")
     assert exit in (Failure(Refused("no")), Failure(TimedOut("300ms"))), "its last attempt, or none: the time was over before it began"
-    assert 1 <= world.count(bounded) <= 4
+    assert (world.kind == "postgres" or world.calls) and world.count(bounded) <= 4
 
 
 async def test_the_limit_of_all_attempts_ends_one_that_hangs(world: World) -> None:
     await world.deploy(one_bounded)
     world.does(bounded, hangs(9))
     assert await world.run(one_bounded, "a") == Failure(TimedOut("300ms"))
-    assert world.count(bounded) == 1
+    assert world.count(bounded) == 1 or (world.kind == "postgres" and not world.calls), "or none: the time was over before it began"
 
 
 async def test_around_a_flow_it_ends_what_runs_with_the_failure_given(world: World) -> None:

@@ -162,6 +162,10 @@ class World(ABC):
         """Until everything has ended, is blocked, or waits for something that is not due soon."""
 
     @abstractmethod
+    async def heard(self, id: str) -> None:
+        """Until all that was sent to it is in its record; what runs of it may go on meanwhile."""
+
+    @abstractmethod
     async def called(self, contract: Activity[Any, Any, Any], times: int = 1) -> None:
         """Until that activity was called so often."""
 

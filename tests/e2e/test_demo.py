@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.shows("S4.55", "S4.56")
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(480)
 @pytest.mark.parametrize("faults", ["mild", "rough"])
 def test_the_demo_ends_with_a_clean_verdict(database: str, faults: str) -> None:
     command = [sys.executable, "-m", "adapters.demo", "--people", "400", "--faults", faults, "--database", database, "--json"]
@@ -28,7 +28,7 @@ def test_the_demo_ends_with_a_clean_verdict(database: str, faults: str) -> None:
 
 
 @pytest.mark.shows("S2.56")
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(480)
 def test_the_enrichment_ends_with_a_clean_verdict_by_the_providers_books(database: str) -> None:
     command = [sys.executable, "-m", "adapters.demo", "enrichment", "--addresses", "60", "--database", database, "--json"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "NO_COLOR": "1"})

@@ -44,7 +44,7 @@ def command(folder: Path, *arguments: str) -> list[str]:
 
 
 def flowdsl(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(folder, *arguments), cwd=folder, capture_output=True, text=True, env={**os.environ, **environment}, timeout=100)
+    return subprocess.run(command(folder, *arguments), cwd=folder, capture_output=True, text=True, env={**os.environ, **environment}, timeout=250)
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_a_killed_run_is_resumed_by_the_same_command(folder: Path) -> None:
     arguments = ("run", "hello:deployment", "hello.count", "--input", "25", "--id", "one", "--wait", "--json", "--lease", "2")
     (folder / "held").touch()
     first = subprocess.Popen(command(folder, *arguments), cwd=folder, stdout=subprocess.PIPE)
-    until = time.monotonic() + 60
+    until = time.monotonic() + 120
     while noted(folder) != list(range(16)):
         assert time.monotonic() < until, noted(folder)
         time.sleep(0.05)

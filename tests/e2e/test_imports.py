@@ -15,7 +15,7 @@ LONG = os.environ.get("FLOWDSL_LONG") == "1"
 
 
 @pytest.mark.shows("S3.4", "S3.24", "S3.33")
-@pytest.mark.timeout(3000 if LONG else 240)
+@pytest.mark.timeout(3000 if LONG else 480)
 @pytest.mark.parametrize("rows", [1_000_000 if LONG else 600])
 def test_the_demo_ends_with_a_clean_verdict(database: str, rows: int) -> None:
     command = [sys.executable, "-m", "adapters.demo", "imports", "--rows", str(rows), "--kills", "2", "--database", database, "--json"]

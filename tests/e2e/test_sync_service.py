@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +20,28 @@ import httpx2
 import pytest
 from attrs import define
 
+from adapters.deployment import deployment
+from adapters.planning_center.schedules import ORGS, delta_syncs
 from adapters.planning_center.webhooks import SECRETS
 from adapters.standins.planning_center import Event, signed
+from flowdsl import Deployment
+from flowdsl.postgres.schedules import register
+from flowdsl.postgres.schema import migrate
+from flowdsl.postgres.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
 ORG, SECRET = "org_123", "secret-of-a-subscription"
 ENDPOINT = f"/webhooks/planning-center.{ORG}"
 
 
-def free_port() -> int:
-    """One below those that connections get for themselves: between now and its use nobody takes it by chance."""
+def free_ports(count: int) -> list[int]:
+    """Below those that connections get for themselves: between now and their use nobody takes them by chance."""
     while True:
-        with socket.socket() as one, suppress(OSError):
-            one.bind(("127.0.0.1", port := random.randrange(15_000, 30_000)))
-            return port
+        ports = random.sample(range(15_000, 30_000), count)
+        with ExitStack() as stack, suppress(OSError):
+            for port in ports:
+                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            return ports
 
 
 @contextmanager
@@ -87,22 +95,31 @@ class Both:
         )  # fmt: skip
 
     def change(self, **wish: object) -> dict[str, Any]:
-        found: dict[str, Any] = httpx2.post(f"{self.source}/_standin/change", json=wish).raise_for_status().json()["changes"][0]
+        found: dict[str, Any] = httpx2.post(f"{self.source}/_standin/change", json=wish, timeout=60).raise_for_status().json()["changes"][0]
         return found
+
+    def hold(self, rows: int | None) -> None:
+        """The source answers nobody once so many rows were read; None: it does again."""
+        httpx2.post(f"{self.source}/_standin/gate", json={"rows": rows}, timeout=60).raise_for_status()
 
     def asked(self) -> dict[str, int]:
         """How often each path of the source was asked."""
-        told = httpx2.get(f"{self.source}/_standin/stats").json()["requests"]
+        told = httpx2.get(f"{self.source}/_standin/stats", timeout=60).json()["requests"]
         return {path.removeprefix("/people/v2/"): sum(each.values()) for path, each in told.items()}
 
 
 @pytest.fixture
-def both(tmp_path: Path, database: str) -> Both:
-    return Both(tmp_path, database, free_port(), free_port())
+async def both(tmp_path: Path, database: str) -> Both:
+    """The schedule is there already, and an hour late: the next quarter of an hour may be about to strike, and is not to before the hand does."""
+    await migrate(database, deployment.migrations)
+    async with await Store.open(database) as store:
+        await register(store, Deployment(deployment.workflows, deployment.bindings, schedules=delta_syncs({ORGS: ORG})))
+        await store.again("update flowdsl.schedules set upcoming = upcoming + interval '1 hour', due = due + interval '1 hour'")
+    return Both(tmp_path, database, *free_ports(2))
 
 
 async def ended(client: httpx2.AsyncClient, id: str) -> dict[str, Any]:
-    async with asyncio.timeout(90):
+    async with asyncio.timeout(120):
         while True:
             found: dict[str, Any] = (await client.get(f"/api/v1/workflows/{id}/status")).json()
             if found["ended"]:
@@ -113,7 +130,7 @@ async def ended(client: httpx2.AsyncClient, id: str) -> dict[str, Any]:
 async def row(connection: Any, entity: str, id: str, **expected: object) -> None:
     """Waits until the destination holds that."""
     query = "select attributes::text, deleted_at is not null as gone from sync.records where org = $1 and entity = $2 and id = $3"
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         while True:
             found = await connection.fetchrow(query, ORG, entity, id)
             held = {} if found is None else {**json.loads(found["attributes"]), "gone": found["gone"]}
@@ -123,12 +140,10 @@ async def row(connection: Any, entity: str, id: str, **expected: object) -> None
 
 
 @pytest.mark.shows("S4.47", "S4.51", "S4.53", "S4.55", "S4.56", "S4.60", "S4.71")
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(480)
 async def test_by_hand_by_webhook_by_the_clock_and_through_a_kill(both: Both) -> None:
     with both.service() as first, both.standin():
         connection = await asyncpg.connect(both.database)
-        # The next quarter of an hour may be about to strike: not before the hand does.
-        await connection.execute("update flowdsl.schedules set upcoming = upcoming + interval '1 hour', due = due + interval '1 hour'")
         async with httpx2.AsyncClient(base_url=both.url, timeout=30) as client:
             order = {"orgId": ORG, "adapterName": "pco", "syncType": "full", "triggeredBy": "manual"}
             answer = await client.post("/api/v1/workflows/main-sync-orchestrator", json=order)
@@ -163,7 +178,7 @@ async def test_by_hand_by_webhook_by_the_clock_and_through_a_kill(both: Both) ->
                 await row(connection, "Person", person, first_name="Xanthippe")
                 await row(connection, "Person", other, gone=True)
                 await acted(connection, delivery.id)
-                await by_the_clock(client)
+                await by_the_clock(client, both)
         await connection.close()
 
 
@@ -179,7 +194,7 @@ async def syncs(connection: Any, person: str) -> int:
 
 async def acted(connection: Any, delivery: str) -> str:
     """What came of a delivery, once something has."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         while True:
             found = await connection.fetchrow("select due, outcome from flowdsl.webhooks where delivery = $1", delivery)
             if found is not None and found["due"] is None:
@@ -212,12 +227,14 @@ async def forged(client: httpx2.AsyncClient, connection: Any) -> None:
     assert await connection.fetchval("select count(*) from flowdsl.webhooks where delivery = 'forged'") == 0
 
 
-async def by_the_clock(client: httpx2.AsyncClient) -> None:
+async def by_the_clock(client: httpx2.AsyncClient, both: Both) -> None:
     """Every quarter of an hour; one at a time."""
     (schedule,) = [one for one in (await client.get("/api/v1/schedules")).json()["schedules"] if one["workflow"] == "sync.main"]
     assert (schedule["id"], schedule["rule"], schedule["overlap"]) == (f"sync.delta.{ORG}", "*/15 * * * *", "skip")
     assert schedule["due"] is not None
+    both.hold(0)  # the first is not over before the second is asked for
     answers = await asyncio.gather(*(client.post(f"/api/v1/schedules/{schedule['id']}/trigger") for _ in range(2)))
+    both.hold(None)
     fired = sorted((one.json() for one in answers), key=lambda one: str(one["outcome"]), reverse=True)
     assert [one["outcome"] for one in fired] == ["started", "skipped"] and fired[0]["execution"] == fired[1]["execution"], fired
     outcome = await ended(client, fired[0]["execution"])

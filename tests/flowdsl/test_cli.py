@@ -493,6 +493,77 @@ def test_what_an_execution_waits_for_is_shown(folder: Path) -> None:
     assert document(flowdsl(folder, "cancel", id, "--json"))["outcome"] == "asked already"
 
 
+TROUBLE = """
+from typing import Never
+from flowdsl import Deployment, Result, Steps, activity, bind, workflow
+
+@activity("trouble.ask")
+def ask(number: int) -> Result[int, Never]: ...
+
+@workflow("trouble.once")
+def once(number: int) -> Steps[int, Never]:
+    return (yield from ask(number))
+
+deployment = Deployment([once], [bind(ask, lambda number: number)])
+"""
+
+
+def test_an_attempt_that_failed_is_told_while_the_next_one_is_waited_for(folder: Path) -> None:
+    (folder / "trouble.py").write_text(TROUBLE)
+    id = flowdsl(folder, "start", "trouble", "trouble.once", "--input", "5").stdout.split()[-1]
+    worker = subprocess.Popen(command("worker", "trouble"), cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        eventually(lambda: "of trouble.ask failed: its implementation returned 5" in flowdsl(folder, "status", id).stdout)
+    finally:
+        worker.terminate()
+    assert worker.wait(60) == 0
+
+
+def test_dead_letters_say_why_and_what_is_set_must_fit(folder: Path) -> None:
+    id = document(flowdsl(folder, "run", "work", "work.crash", "--input", "0", "--json"))["execution"]
+    assert re.search(r"ValueError: a bug \(.*work.py:\d+", flowdsl(folder, "dead", "list").stdout)
+    wrong = flowdsl(folder, "what-if", "work", id, "--set", '0={"failure": 1}')
+    assert wrong.returncode == 2 and '--set 0={"failure": 1} does not fit' in wrong.stderr
+    assert "write STEP=JSON" in flowdsl(folder, "what-if", "work", id, "--set", "0").stderr
+
+
+def test_a_key_is_revoked_by_its_id_and_looked_for_among_keys(folder: Path) -> None:
+    assert flowdsl(folder, "migrate").returncode == 0
+    key = flowdsl(folder, "keys", "make", "ada").stdout.removeprefix("flow_").strip()
+    said = flowdsl(folder, "keys", "revoke", "ada")
+    assert said.returncode == 2 and key.startswith(said.stderr.split()[-1])
+    assert "`flowdsl keys list` shows" in flowdsl(folder, "keys", "revoke", "nobody").stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("repro", "work", "it.json"), "there is no file 'it.json' here, and no execution"),
+        (("audit", "list", "--execution", "one"), "an id looks like"),
+    ],
+)
+def test_what_is_no_id_is_refused_before_the_store_is_asked(folder: Path, arguments: tuple[str, ...], says: str) -> None:
+    done = flowdsl(folder, *arguments, FLOWDSL_DATABASE_URL="postgresql://nobody@127.0.0.1:1/none")
+    assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_file_that_cannot_be_written_is_not_a_lost_database(folder: Path) -> None:
+    assert flowdsl(folder, "migrate").returncode == 0
+    file = folder / "none" / "anchors"
+    done = flowdsl(folder, "audit", "anchor", "--file", str(file))
+    assert done.returncode == 2 and f"{file} cannot be used (No such file or directory)" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [("list",), ("list", "--json")])
+def test_who_stops_reading_ends_it_quietly(folder: Path, arguments: tuple[str, ...]) -> None:
+    assert flowdsl(folder, "migrate").returncode == 0
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command(*arguments), cwd=folder, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=120)
+    os.close(writer)
+    assert done.returncode == 1 and done.stderr == ""
+
+
 def on_terminal(folder: Path, columns: int, *arguments: str) -> list[str]:
     """The lines that a command writes to a terminal, without colours."""
     pid, terminal = pty.fork()
@@ -501,7 +572,7 @@ def on_terminal(folder: Path, columns: int, *arguments: str) -> list[str]:
         os.environ["COLUMNS"] = str(columns)
         os.execv(sys.executable, command(*arguments))
     written = b""
-    while select.select([terminal], [], [], 30)[0]:
+    while select.select([terminal], [], [], 120)[0]:
         try:
             written += os.read(terminal, 65536)
         except OSError:
@@ -524,7 +595,8 @@ def test_elsewhere_tables_are_plain_and_whole(folder: Path) -> None:
     id = document(flowdsl(folder, "run", "work", "work.count", "--input", "2", "--json"))["execution"]
     title, *rows = flowdsl(folder, "journal", id).stdout.splitlines()
     assert title.split() == ["position", "step", "kind", "what", "where", "at", "size"]
-    assert re.match(r" +0  0 +success  perform work\.note  count work\.py:\d+ +\d\d:\d\d:\d\d\.\d{3} +1 B$", rows[0])
+    at = r"(\d{4}-\d\d-\d\d )?\d\d:\d\d:\d\d\.\d{3}"  # with the day, should midnight have come between
+    assert re.match(rf" +0  0 +success  perform work\.note  count work\.py:\d+ +{at} +1 B$", rows[0])
     assert "sleep 0.05 s" in rows[1]
     title, row = flowdsl(folder, "list", "--limit", "1").stdout.splitlines()
     assert title.split()[0] == "execution"
@@ -550,7 +622,7 @@ def lives(pid: int) -> bool:
 @pytest.fixture
 def supervisor(folder: Path) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
-        command("worker", "work", "--processes", "2", "--lease", "2", "--json"), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command("worker", "work", "--processes", "2", "--lease", "8", "--json"), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     yield process
     if process.poll() is None:

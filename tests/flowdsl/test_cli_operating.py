@@ -98,7 +98,7 @@ def test_a_failed_execution_from_the_list_to_its_end(folder: Path) -> None:
     assert status(folder, id)["result"] == "onetwo"
     assert flowdsl(folder, "dead", "list").stdout == "no dead letters\n"
     refused = flowdsl(folder, "retry", "shop", id)
-    assert refused.returncode == 2 and "has not failed: it is succeeded" in refused.stderr
+    assert refused.returncode == 2 and "has not failed: its state is succeeded" in refused.stderr
 
     fork = told(folder, "fork", "shop", id, "--to", "1", "--set", '0="ONE"')["execution"]
     assert status(folder, fork)["result"] == "ONEtwo"

@@ -66,6 +66,35 @@ class Fake:
         self.rolled_back += 1
 
 
+class Played:
+    """The loop, with a clock that the test moves: what a span allows is the same however slow the machine is."""
+
+    def __init__(self) -> None:
+        self._loop, self.now, self._timers = asyncio.get_running_loop(), 0.0, list[asyncio.TimerHandle]()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loop, name)
+
+    def time(self) -> float:
+        return self.now
+
+    def call_later(self, seconds: float, what: Callable[..., object], *given: Any) -> asyncio.TimerHandle:
+        return self.call_at(self.now + seconds, what, *given)
+
+    def call_at(self, at: float, what: Callable[..., object], *given: Any) -> asyncio.TimerHandle:
+        self._timers.append(asyncio.TimerHandle(at, what, given, self._loop))
+        return self._timers[-1]
+
+    def pass_time(self, seconds: float) -> None:
+        until = self.now + seconds
+        while due := [one for one in self._timers if not one.cancelled() and one.when() <= until]:
+            first = min(due, key=asyncio.TimerHandle.when)
+            self._timers.remove(first)
+            self.now = max(self.now, first.when())
+            first._run()
+        self.now = until
+
+
 class Stage:
     """A host that hands over nothing by itself: the test commits the turns."""
 
@@ -642,7 +671,7 @@ class TestImplementations:
 
 
 class TestAttempts:
-    """The clocks here are real: what must happen is waited for, what must not happen is given the time to."""
+    """The clocks here are real, but for a few: what must happen is waited for, what must not happen is given the time to."""
 
     @pytest.fixture(autouse=True)
     def impatient(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -658,6 +687,11 @@ class TestAttempts:
 
         stage.deployment = Deployment([deployed], [bind(in_a_thread, implementation)])
         return stage.enter("deployed")
+
+    def played(self, stage: Stage) -> Played:
+        """The clock of what it carries out from now on."""
+        clock = vars(stage.hands.rounds)["loop"] = Played()
+        return clock
 
     async def ends(self, stage: Stage) -> tuple[Turn, str | None]:
         """Commits until it has ended."""
@@ -684,9 +718,12 @@ class TestAttempts:
                 this_attempt().heartbeat({"at": 1})
             return Success(1)
 
-        self.deploy(stage, beats, heartbeat="1s", timeout="1m")
+        clock = self.played(stage)
+        (attempt,) = self.deploy(stage, beats, heartbeat="1s", timeout="1m").attempts.values()
         await until(lambda: stage.kept == {"0": {"at": 1}})
-        await asyncio.sleep(1.1)
+        for _ in range(10):
+            clock.pass_time(0.9)
+            await until(lambda: attempt._beat == clock.now)
         assert stage.turns == []
         go.set()
         assert (await self.ends(stage))[1] == "succeeded"
@@ -708,11 +745,13 @@ class TestAttempts:
         await self.ends(stage)
         assert seen == [None, [1]]
 
-    async def test_a_thread_is_told_that_its_time_is_over_and_may_follow(self, stage: Stage) -> None:
-        threads: list[int] = []
+    async def test_a_thread_is_told_that_its_time_is_over_and_may_follow(self, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+        for module in ("hands", "replay"):
+            monkeypatch.setattr(f"flowdsl.{module}.ABANDON", 60.0)  # it does follow, however slowly
+        threads: list[threading.Thread] = []
 
         def follows(_: str) -> Any:
-            threads.append(threading.get_ident())
+            threads.append(threading.current_thread())
             attempt = this_attempt()
             while not attempt.cancelled:
                 pass
@@ -753,10 +792,12 @@ class TestAttempts:
     async def test_waiting_for_a_thread_takes_nothing_of_its_time(self, stage: Stage) -> None:
         release = threading.Event()
         stage.hands = Hands(1, stage.leaks.append)
+        clock = self.played(stage)
         self.deploy(stage, lambda _: Success(release.wait(20) and 1), timeout="1m")
         second = self.deploy(stage, lambda _: Success(2), timeout="500ms")
-        await asyncio.sleep(0.6)
-        assert stage.turns == [] and len(second.attempts) == 1
+        await settled()
+        clock.pass_time(0.6)
+        assert [one.over for one in second.attempts.values()] == [None] and stage.turns == []
         release.set()
         assert [(await self.ends(stage))[1] for _ in range(2)] == ["succeeded", "succeeded"]
 
@@ -899,13 +940,15 @@ class TestAttempts:
         assert stage.turns == []
 
     async def test_nor_is_a_loop_that_is_torn_down(self, stage: Stage) -> None:
-        resident = self.deploy(stage, lambda _: Success(threading.Event().wait(0.2)))
+        release = threading.Event()
+        resident = self.deploy(stage, lambda _: Success(release.wait(20)))
         await settled()
         (attempt,) = resident.attempts.values()
         assert attempt.task is not None
         attempt.task.cancel()  # as asyncio.run does at its end
         await asyncio.gather(attempt.task, return_exceptions=True)
         assert stage.turns == []
+        release.set()
 
 
 class TestAtMostOnce:

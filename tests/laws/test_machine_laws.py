@@ -67,7 +67,7 @@ from tests.laws.oracle import Tie, Told, foretold
 from tests.laws.simulated import Simulated, plain
 
 LONG = 50 if os.environ.get("FLOWDSL_LONG") == "1" else 1
-pytestmark = pytest.mark.timeout(120 * LONG)
+pytestmark = pytest.mark.timeout(600 * LONG)
 START = int(os.environ.get("FLOWDSL_SEED", "0"))
 PATIENT = Shape(patient=True)
 UNDOS = ("saga", "saga", "undo", "undo", "isolate", "isolate", "attempt", "loop", "seq", "body", "many")

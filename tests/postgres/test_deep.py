@@ -31,6 +31,7 @@ from flowdsl.postgres.audit import seal
 from flowdsl.postgres.deep import Report, look
 from flowdsl.postgres.store import Store
 from flowdsl.postgres.worker import Worker
+from tests.postgres.scene import eventually
 from tests.postgres.stage import Refused, Stage, act, stage_at
 
 pytestmark = pytest.mark.anyio
@@ -139,6 +140,11 @@ async def town(stage: Stage) -> AsyncIterator[Town]:
         await worker.wait(town.looped)
         for id in (town.parent, town.asleep, town.listens, town.keyed, town.blocked):
             await stage.becomes(id, "suspended")
+
+        async def at_rest() -> bool:
+            return not await stage.watcher.fetchval("select count(*) from flowdsl.executions where status = 'running'")
+
+        await eventually(at_rest, "their children wait too")
     children = await stage.watcher.fetch("select id, key, detached from flowdsl.executions where parent = $1", town.parent)
     assert len(children) == 3
     town.child = str(next(row["id"] for row in children if row["key"] is None and not row["detached"]))

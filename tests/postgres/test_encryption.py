@@ -478,7 +478,7 @@ class TestOperating:
             copy = await operator.fork(id, 0)
             assert await worker.wait(copy) == Success("a")
             waiting = await run(worker, CANARY)
-            await stage.becomes(waiting, "suspended")
+            await waits(stage, waiting)
             fork = await operator.fork(waiting, 5)
             await stage.becomes(fork, "suspended")
             assert CANARY.encode() in (await worker.store.row("default", fork))["request"]

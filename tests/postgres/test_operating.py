@@ -103,7 +103,7 @@ class TestRetry:
         assert stage.names[len(before) :] == ["c", "d"]
         assert len({key for name, _, key in stage.calls if name == "c"}) == 1
         assert "RETRIED" in await events(stage, id)
-        with pytest.raises(CannotRetry, match="it is succeeded"):
+        with pytest.raises(CannotRetry, match="its state is succeeded"):
             async with await Store.open(stage.dsn) as store:
                 await operator(stage, store).retry(id)
 

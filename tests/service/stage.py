@@ -21,7 +21,8 @@ from flowdsl.service.route import Check
 from flowdsl.service.server import server_of
 from flowdsl.service.settings import Settings
 
-QUICK = Tuning(lease=5, poll=0.05, linger=0.05, grace=1)
+QUICK = Tuning(lease=60, poll=0.05, linger=0.05, grace=1)
+"""Nobody takes over from it, however long the machine stands still."""
 
 
 @frozen

@@ -54,12 +54,13 @@ async def _load(address: str, process: subprocess.Popen[str]) -> tuple[dict[str,
 
 async def _again(address: str, answered: dict[str, str]) -> None:
     """Each is known by its id and by its key, and ends."""
-    async with httpx2.AsyncClient(base_url=address, timeout=30, limits=httpx2.Limits(max_connections=20)) as client:
+    patience = httpx2.Timeout(30, pool=None)  # more ask than there are connections
+    async with httpx2.AsyncClient(base_url=address, timeout=patience, limits=httpx2.Limits(max_connections=20)) as client:
 
         async def one(key: str, id: str) -> None:
             again = await client.post("/api/v1/workflows/place-order", json={"order_id": key, "amount": 1}, headers={"Idempotency-Key": key})
             assert (again.status_code, again.json()["id"], again.json()["outcome"]) == (200, id, "joined")
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(120):
                 while (found := (await client.get(f"/api/v1/workflows/{id}/status")).json())["status"] != "succeeded":
                     assert found["status"] == "running", found
                     await asyncio.sleep(0.1)

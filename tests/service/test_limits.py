@@ -17,7 +17,8 @@ from tests.service.stage import problem, serving
 
 START = "/api/v1/workflows/shop.place_order"
 JSON = {"Content-Type": "application/json"}
-TIGHT = Settings(server=evolve(Server(), body_bytes=1 << 20, body_depth=20, body_seconds=0.5, timeout_seconds=5))
+TIGHT = Settings(server=evolve(Server(), body_bytes=1 << 20, body_depth=20, body_seconds=60, timeout_seconds=60))
+HASTY = Settings(server=evolve(Server(), body_seconds=0.5))
 
 
 def grown() -> int:
@@ -55,7 +56,7 @@ async def test_an_endless_body_costs_no_memory(database: str) -> None:
 
 @pytest.mark.shows("S1.144")
 async def test_a_slow_body(database: str) -> None:
-    async with serving(database, settings=TIGHT, works=False) as client:
+    async with serving(database, settings=HASTY, works=False) as client:
         reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
         writer.write(f"POST {START} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{{".encode())
         head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 60)
@@ -107,9 +108,10 @@ async def test_what_postgres_cannot_hold(client: httpx2.AsyncClient) -> None:
 
 
 async def test_a_wrong_path_and_method(client: httpx2.AsyncClient) -> None:
-    assert problem(await client.get("/api/v1/nothing"))["status"] == 404
+    nothing = problem(await client.get("/api/v1/nothing"))
+    assert nothing["status"] == 404 and "/api/v1/openapi.json lists" in nothing["detail"]
     answer = await client.delete("/api/v1/workflows")
-    assert problem(answer)["status"] == 405 and "GET" in answer.headers["allow"]
+    assert problem(answer)["status"] == 405 and "GET" in answer.headers["allow"] and "openapi.json" in problem(answer)["detail"]
 
 
 @pytest.mark.parametrize("tenant", ["", "x" * 201, "a\tb"])

@@ -144,8 +144,9 @@ async def test_a_schedule_is_made_and_removed(client: httpx2.AsyncClient) -> Non
     assert (await client.post("/api/v1/schedules", json=wish)).status_code == 200
     assert (await client.post("/api/v1/schedules", json={**wish, "every": "2s"})).status_code == 409
     id = made.json()["id"]
-    while not (found := (await client.get("/api/v1/workflows", params={"workflow": "shop.report"})).json()["executions"]):
-        pass
+    async with asyncio.timeout(60):
+        while not (found := (await client.get("/api/v1/workflows", params={"workflow": "shop.report"})).json()["executions"]):
+            await asyncio.sleep(0.02)
     assert (await until(client, found[0]["id"], "succeeded"))["result"].startswith(f"{id}@")
     assert (await client.delete(f"/api/v1/schedules/{id}")).json() == {"removed": id}
     assert [one["id"] for one in (await client.get("/api/v1/schedules")).json()["schedules"]] == ["nightly"]

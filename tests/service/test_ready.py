@@ -48,7 +48,7 @@ async def muffled(database: str, folder: str) -> AsyncGenerator[tuple[str, async
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-@pytest.mark.shows("S1.125", "S1.126")
+@pytest.mark.shows("S1.38", "S1.125", "S1.126")
 async def test_a_silent_store_is_told_in_time(database: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes what is sent and never answers: readiness is refused, and so is a request, each within its bound."""
     settings = Settings(server=evolve(Server(), timeout_seconds=2, metrics="open"))
@@ -109,7 +109,7 @@ async def test_functions_of_a_neighbour_are_no_reason(database: str) -> None:
 async def test_a_worker_that_does_nothing(database: str) -> None:
     async with await Store.open(database) as store, Worker(DEPLOYMENT, store, QUICK) as worker:
         app = create_app(DEPLOYMENT, store=store, worker=worker)
-        async with listening(app) as address, httpx2.AsyncClient(base_url=address) as client:
+        async with listening(app) as address, httpx2.AsyncClient(base_url=address, timeout=60) as client:
             assert (await client.get("/ready")).status_code == 200
             assert worker._poller is not None
             worker._poller.cancel()  # from now on it says nothing of itself

@@ -233,6 +233,16 @@ class Fresh:
         answer = httpx2.request(method, self.url + path, timeout=60, **sent)
         return answer.status_code, answer.json()
 
+    def well(self, method: str, path: str) -> Any:
+        """What it answers once all is well: a check of a machine that is busy may take longer than it waits for."""
+        until = time.monotonic() + 120
+        while True:
+            status, found = self.ask(method, path)
+            if status == 200:
+                return found
+            assert status == 503 and time.monotonic() < until, found
+            time.sleep(0.05)
+
     def ended(self, path: str, **headers: str) -> dict[str, Any]:
         until = time.monotonic() + 120
         while True:
@@ -281,10 +291,9 @@ def test_a_fresh_machine_needs_nothing_and_says_what_it_does(service: Fresh) -> 
     assert "database: embedded" in service.said and "development mode" in service.said
     assert "this machine only" in service.said
     assert Settings().server.port == 8084
-    status, found = service.ask("GET", "/ready")
-    assert (status, found["status"]) == (200, "ok") and {"name": "database", "ok": True, "detail": ""} in found["checks"]
-    status, found = service.ask("POST", "/api/v1/coordination/health-check")
-    assert status == 200 and found["status"] == "ok"
+    found = service.well("GET", "/ready")
+    assert found["status"] == "ok" and {"name": "database", "ok": True, "detail": ""} in found["checks"]
+    assert service.well("POST", "/api/v1/coordination/health-check")["status"] == "ok"
 
 
 @pytest.mark.shows("S2.20", "S3.9", "S4.8-11", "S4.22")

@@ -76,15 +76,16 @@ def test_keys_are_asked_for(tmp_path: Path, database: str) -> None:
     settings = {**os.environ, "FLOWDSL_DATABASE_URL": database}
     with served(tmp_path, FLOWDSL_DATABASE_URL=database) as (_, address):
         assert "no API key yet" in (tmp_path / "stderr").read_text()
-        assert httpx2.get(f"{address}/api/v1/workflows").status_code == 401
-        assert httpx2.get(f"{address}/health").status_code == 200
+        assert httpx2.get(f"{address}/api/v1/workflows", timeout=60).status_code == 401
+        assert httpx2.get(f"{address}/health", timeout=60).status_code == 200
         made = subprocess.run(
             [sys.executable, "-m", "flowdsl", "keys", "make", "ada", "--role", "viewer"], env=settings, capture_output=True, text=True
         )
         key = {"Authorization": f"Bearer {made.stdout.strip()}"}
-        assert httpx2.get(f"{address}/api/v1/workflows", headers=key).status_code == 200
-        assert httpx2.post(f"{address}/api/v1/workflows/place-order", json={"order_id": "o", "amount": 1}, headers=key).status_code == 403
-        assert httpx2.get(f"{address}/api/v1/workflows", headers={**key, "X-Tenant-ID": "other"}).status_code == 403
+        with httpx2.Client(base_url=address, headers=key, timeout=60) as client:
+            assert client.get("/api/v1/workflows").status_code == 200
+            assert client.post("/api/v1/workflows/place-order", json={"order_id": "o", "amount": 1}).status_code == 403
+            assert client.get("/api/v1/workflows", headers={"X-Tenant-ID": "other"}).status_code == 403
 
 
 @pytest.mark.parametrize(
@@ -129,7 +130,7 @@ def test_workers_serve_their_numbers(tmp_path: Path, database: str) -> None:
                     break
             assert all(int(place.rpartition(":")[2].partition("/")[0]) > first for place in places)
             for place in places:
-                assert "flowdsl_workers_here 1.0" in httpx2.get(place).text
+                assert "flowdsl_workers_here 1.0" in httpx2.get(place, timeout=60).text
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(60)

@@ -57,7 +57,7 @@ def written(tmp_path: Path, text: str) -> Path:
     return file
 
 
-@pytest.mark.shows("S1.35-37")
+@pytest.mark.shows("S1.35-38")
 def test_a_whole_file_says_what_the_defaults_say_but_for_the_host(tmp_path: Path) -> None:
     settings = load(written(tmp_path, EXAMPLE))
     assert settings.server.host == "0.0.0.0" and Settings().server.host == "127.0.0.1"  # others reach it only when somebody says so

@@ -108,14 +108,16 @@ def test_a_value_that_cannot_be_shown_hides_no_failure(session: pytest.Pytester)
 def test_what_hypothesis_prints_already_is_not_printed_twice(session: pytest.Pytester) -> None:
     session.makepyfile(
         test_shop="""
-        from hypothesis import given, note, strategies as st
+        from hypothesis import given, note, settings, strategies as st
         from flowdsl.testing import Fake
         from shop import *
+        @settings(deadline=None)
         @given(st.integers(0, 3), st.booleans())
         def test_it(n, noted):
             run = Fake().on(greet, Success("hi")).run(hello, "x" * n)
             note(str(run))
             assert n < 2
+        @settings(deadline=None)
         @given(st.integers(0, 3))
         def test_that_notes_nothing(n):
             run = Fake().on(greet, Success("hi")).run(hello, "x" * n)

@@ -142,7 +142,7 @@ def test_signals_come_again_at_their_times(folder: Path, database: str) -> None:
         python(folder, "flowdsl", "status", id, "--follow")
     finally:
         worker.terminate()
-        worker.wait(30)
+        worker.wait(60)
     assert python(folder, "flowdsl", "repro", "shop", id, "--output", "test_it.py").returncode == 0
     text = (folder / "test_it.py").read_text()
     assert text.index("fake.signal(go, 9") < text.index("fake.signal(go, 4") and "run.exit == Success(5)" in text

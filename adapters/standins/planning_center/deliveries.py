@@ -22,8 +22,8 @@ RESOURCES: Mapping[str, str] = {
     "PersonMerger": "person_merger",
 }
 """What there are events for: none for campuses and memberships of households."""
-PAUSES = (0.2, 0.4, 0.8, 1.6, 3.2, 6.4)
-"""Seconds between the attempts of a delivery; the real ones begin at half a minute."""
+PAUSES = (0.2, 0.4, 0.8, 1.6, *(3.2,) * 30)
+"""Seconds between the attempts of a delivery; the real ones begin at half a minute, and go on for days."""
 
 
 @frozen
