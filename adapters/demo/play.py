@@ -22,7 +22,7 @@ from flowdsl.journal import codecs_of
 from flowdsl.postgres.store import NewStart, Store, connect
 from flowdsl.postgres.worker import new_id
 
-ORG, LEASE = "org_123", 2.0
+ORG, LEASE = "org_123", 5.0
 
 
 @frozen

@@ -83,7 +83,7 @@ WORKLOADS = {
             "people", "A sync over HTTP", "records",
             "all people of an organization and what hangs on them, page by page into Postgres, with a journal; beside a client that asks for the same"
             " rows and writes them and their links with the same statements, and has no journal",
-            {2000: ("ours", "client"), 50_000: ("ours", "client")}, quick=(200,), long=(50_000,), patience=40,
+            {10_000: ("ours", "client"), 50_000: ("ours", "client")}, quick=(200,), long=(50_000,), patience=400,
         ),
     )
 }  # fmt: skip
