@@ -143,7 +143,7 @@ def _how(facts: Mapping[str, Any]) -> Iterator[str]:
     yield f"Peers: {', '.join(told) or 'none'}.{f' {absent}.' if absent else ''}"
     yield from (f"- {what}: {why}" for what, why in facts.get("fell_out", {}).items())
     yield ""
-    yield "To see it on your machine, in about a quarter of an hour: `flowdsl bench --long --json figures.json`, then `flowdsl bench --page figures.json`."
+    yield "On your machine, in about a quarter of an hour: `flowdsl bench --long --json figures.json`, then `flowdsl bench --page figures.json`."
     yield 'DBOS and Absurd come with `pip install "flowdsl[bench]"`; Temporal\'s dev server and Restate\'s SDK with `pip install "flowdsl[peers]"`;'
     yield "Restate's server with `npm install --ignore-scripts --prefix .venv @restatedev/restate-server`. Who is not there is left out."
     yield ""
