@@ -204,6 +204,8 @@ async def test_a_private_folder_keeps_its_mode(tmp_path: Path) -> None:
     with start(private / "state", durable=False) as server:
         assert await _asked(server.dsn, "select 1") == 1
     assert private.stat().st_mode & 0o777 == 0o700
+    assert not server.data.is_relative_to(tmp_path)
+    shutil.rmtree(server.data.parents[1])
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="it is the normal case when the tests are run by a normal user")
