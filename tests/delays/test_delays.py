@@ -30,20 +30,10 @@ def test_a_process_that_a_test_starts_is_slowed_when_it_was_asked_for(given: dic
 
 def test_statements_of_the_tests_own_process_are_slowed(tmp_path: Path) -> None:
     (tmp_path / "test_slowed.py").write_text(f"{ASKED}\n\ndef test_slowed():\n    assert found == {{'sitecustomize'}}\n")
-    options = [
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-c",
-        str(ROOT / "pyproject.toml"),
-        "--rootdir",
-        str(ROOT),
-        "-p",
-        "tests.conftest",
-        "--delays",
-        "7:0.5:0.01",
-    ]
-    run = subprocess.run([sys.executable, "-m", "pytest", *options, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    ours = ("-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT), "-p", "tests.conftest", "--delays", "7:0.5:0.01")
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *ours, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
     assert run.returncode == 0, run.stdout + run.stderr
 
 

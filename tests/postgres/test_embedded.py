@@ -238,6 +238,22 @@ def test_no_binaries_says_what_to_do(state: Path, monkeypatch: pytest.MonkeyPatc
         start(state)
 
 
+def test_a_folder_that_may_not_be_looked_at_says_what_to_do(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(folder: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(Path, "is_dir", refused)
+    with pytest.raises(EmbeddedPostgresError, match="FLOWDSL_STATE_DIR"):
+        embedded._make_folder(state / "new", None)
+
+
+def test_a_user_without_a_name_is_told_what_to_do(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unknown = subprocess.CompletedProcess([], 1, "", "initdb: error: could not look up effective user ID 54321: user does not exist")
+    monkeypatch.setattr(embedded._Place, "run", lambda *_: unknown)
+    with pytest.raises(EmbeddedPostgresError, match="a user whom the system knows by name"):
+        embedded._make_data(embedded._place(state))
+
+
 def test_releasing_twice_is_once(state: Path) -> None:
     server = start(state, durable=False)
     server.release()
